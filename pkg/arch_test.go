@@ -53,7 +53,7 @@ var mayImport = map[string][]string{
 	"prober":                {"backend", "host", "lease", "condition", "pace"},
 	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
 	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
-	"doctor":                {"host", "lease", "backend", "dataplane", "firewall", "kernel", "iptables", "nftables", "presence", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status"},
+	"doctor":                {"host", "lease", "backend", "dataplane", "firewall", "kernel", "iptables", "nftables", "presence", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status", "condition"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},

@@ -122,7 +122,7 @@ func TestReadmeHasEachStatusField(t *testing.T) {
 		}
 	}
 	add(reflect.TypeFor[status.Document]())
-	values := []string{"ok", "degraded", "down", "unknown", "notice", "warning", "severe", "v2", "v3", "failing", "off", "null", "udp"}
+	values := []string{"ok", "degraded", "down", "unknown", "notice", "warning", "severe", "v2", "v3", "failing", "lossy", "off", "null", "udp"}
 	for _, row := range readmeTable(t, "Field") {
 		for _, name := range append(quoted(row[0]), quoted(row[1])...) {
 			if !slices.Contains(values, name) {

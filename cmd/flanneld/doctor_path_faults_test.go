@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"time"
@@ -48,6 +49,15 @@ func pathFaults() []fault {
 				c.sh(c.peer, "nft add table inet t; nft add chain inet t c '{ type filter hook input priority -10; }'; nft add rule inet t c udp dport 8472 drop")
 			},
 			cure: func(c *faultCluster) { c.sh(c.peer, "nft delete table inet t") },
+		},
+		{
+			name: "the network loses packets", id: "FL-PEER-LOSSY", said: []string{" % to 172.31.200.3", "ping -c 50 -i 0.2 172.31.200.3"}, needs: []string{"nft"},
+			args: []string{"-probe-interval=200ms"},
+			make: func(c *faultCluster) {
+				c.probed()
+				c.must(c.inFabric(fmt.Sprintf(`nft 'table bridge loss { chain c { type filter hook forward priority 0; iifname %s ether type ip udp dport 8472 numgen random mod 100 < 40 drop; }; }'`, c.peer.Name)))
+			},
+			cure: func(c *faultCluster) { c.must(c.inFabric("nft delete table bridge loss")) },
 		},
 		{
 			name: "the network carries smaller packets only", id: "FL-PATH-MTU", said: []string{"1450 bytes", "Backend.MTU"},

@@ -150,7 +150,7 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 	port := listen(t, p, "127.0.0.1")
 	config := condition.Condition{ID: "config", Text: "network config is missing", Fields: []any{"err", "no key", "command", "etcdctl put"}}
 	full := condition.Condition{ID: "no-subnet", Severity: condition.Severe, Text: "cannot lease a subnet", Fields: []any{"err", errors.New(`no "free" one`), "count", 3}}
-	const fullLine = "\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"
+	const fullLine = "\ncannot lease a subnet (count 3): no \"free\" one"
 	const awayLine = "etcd does not answer since 1970-01-01T00:00:00Z"
 	for _, step := range []struct {
 		change func()
@@ -158,7 +158,7 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 		body   string
 	}{
 		{func() {}, 503, "flanneld is not ready yet"},
-		{func() { wrong.Set(config) }, 503, "flanneld is not ready yet\nnetwork config is missing err=\"no key\""},
+		{func() { wrong.Set(config) }, 503, "flanneld is not ready yet\nnetwork config is missing: no key"},
 		{func() { wrong.End("config"); wrong.Set(full) }, 503, "flanneld is not ready yet" + fullLine},
 		{func() { wrong.End("no-subnet"); p.SetReady() }, 200, "flanneld is ready"},
 		{func() { p.SetEtcdDown(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: " + awayLine},

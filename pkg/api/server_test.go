@@ -319,12 +319,12 @@ func TestConditionsShowNoPasswords(t *testing.T) {
 			ID: "x", Text: "a text", Fields: []any{"err", "get " + url + "/v2: refused", "command", "etcdctl --endpoints=" + url + " put"},
 		})
 		c := s.State.Conditions()[0]
-		if want := `a text err="get https://198.51.100.1:2379/v2: refused"`; c.Text != want || c.Remedy != "etcdctl --endpoints=https://198.51.100.1:2379 put" {
+		if want := `a text: get https://198.51.100.1:2379/v2: refused`; c.Text != want || c.Remedy != "etcdctl --endpoints=https://198.51.100.1:2379 put" {
 			t.Errorf("%q: %q, %q", user, c.Text, c.Remedy)
 		}
 		w := httptest.NewRecorder()
 		s.State.HealthHandler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
-		if got := w.Body.String(); !strings.Contains(got, `a text err="get https://...`) || strings.Contains(got, "root") {
+		if got := w.Body.String(); !strings.Contains(got, `a text: get https://...`) || strings.Contains(got, "root") {
 			t.Errorf("%q: the health port: %s", user, got)
 		}
 	}
@@ -353,8 +353,8 @@ func TestHealthPortShowsNoAddresses(t *testing.T) {
 	w := httptest.NewRecorder()
 	s.HealthHandler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
 	want := "flanneld is not ready yet"
-	for i, shown := range []string{"...", "...", `"dial tcp ...: refused"`, "/coreos.com/network/subnets/...", "...", "...", "...", "..."} {
-		want += fmt.Sprintf("\na text err=%s reason=\"kept: %d\"", shown, i)
+	for i, shown := range []string{"...", "...", "dial tcp ...: refused", "/coreos.com/network/subnets/...", "...", "...", "...", "..."} {
+		want += fmt.Sprintf("\na text: %s: kept: %d", shown, i)
 	}
 	if got := w.Body.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

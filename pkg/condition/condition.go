@@ -70,21 +70,28 @@ func (c Condition) Remedy() string {
 	return c.Command
 }
 
-// String returns the condition as one line: its text, and its fields as in the log except commands.
+// String returns the condition as one line for people: its text, its fields except commands, and
+// the reason.
 func (c Condition) String() string {
-	var b strings.Builder
-	b.WriteString(c.Text)
+	var details, reasons []string
 	for i := 0; i+1 < len(c.Fields); i += 2 {
 		key, value := fmt.Sprint(c.Fields[i]), fmt.Sprint(c.Fields[i+1])
-		if key == "command" {
-			continue
-		}
-		if strings.ContainsFunc(value, func(r rune) bool { return r == ' ' || r == '"' || r == '=' || !strconv.IsPrint(r) }) {
+		if strings.ContainsFunc(value, func(r rune) bool { return !strconv.IsPrint(r) }) {
 			value = strconv.Quote(value)
 		}
-		b.WriteString(" " + key + "=" + value)
+		switch key {
+		case "command":
+		case "err", "reason":
+			reasons = append(reasons, ": "+value)
+		default:
+			details = append(details, strings.ReplaceAll(key, "_", " ")+" "+value)
+		}
 	}
-	return b.String()
+	text := c.Text
+	if len(details) > 0 {
+		text += " (" + strings.Join(details, ", ") + ")"
+	}
+	return text + strings.Join(reasons, "")
 }
 
 const (

@@ -25,7 +25,7 @@ func statusProbe(r prober.Result) status.Probe {
 	case prober.Unknown:
 		p.State, p.Loss = status.ProbeUnknown, -1
 	case prober.Lossy:
-		p.Fault = fmt.Sprintf("%.0f %% of the probes are lost", 100*r.Loss)
+		p.State, p.Fault = status.ProbeLossy, fmt.Sprintf("%.0f %% of the probes are lost", 100*r.Loss)
 	case prober.MTU:
 		p.State, p.Fault = status.ProbeFailing, "full-size packets are lost: the path has a smaller MTU"
 	case prober.Failing:

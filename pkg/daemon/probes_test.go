@@ -17,7 +17,7 @@ func TestProbesInTheStatus(t *testing.T) {
 	}{
 		{prober.Result{Lost: 9}, status.Probe{State: status.ProbeUnknown, Loss: -1}},
 		{prober.Result{State: prober.OK, RTT: 2, Last: 1, Heard: at}, status.Probe{State: status.ProbeOK, RTT: 1, Answered: at}},
-		{prober.Result{State: prober.Lossy, Loss: .25}, status.Probe{State: status.ProbeOK, Loss: .25, Fault: "25 % of the probes are lost"}},
+		{prober.Result{State: prober.Lossy, Loss: .25}, status.Probe{State: status.ProbeLossy, Loss: .25, Fault: "25 % of the probes are lost"}},
 		{prober.Result{State: prober.MTU}, status.Probe{State: status.ProbeFailing, Fault: "full-size packets are lost: the path has a smaller MTU"}},
 		{prober.Result{State: prober.Failing, Loss: 1, Since: at}, status.Probe{State: status.ProbeFailing, Loss: 1, Fault: "does not answer probes since 2026-08-01 09:30:00"}},
 	} {

@@ -95,8 +95,8 @@ func healthy() *facts {
 		Lease: status.Lease{Subnet: prefix("10.42.7.0/24")}, Uplink: status.Uplink{Interface: "eth0", Address: addr("192.0.2.7"), PublicIP: addr("192.0.2.7"), MTU: 1500},
 		Backend: status.Backend{Type: "vxlan", Device: "flannel.1", MTU: 1450}, Drift: ptr(0),
 		Peers: []status.Peer{
-			{Subnet: prefix("10.42.8.0/24"), PublicIP: addr("192.0.2.8"), State: status.OK, Probe: status.ProbeOK, RTT: ptr(0.3)},
-			{Subnet: prefix("10.42.9.0/24"), PublicIP: addr("192.0.2.9"), State: status.OK, Probe: status.ProbeOK, RTT: ptr(0.3)},
+			{Subnet: prefix("10.42.8.0/24"), PublicIP: addr("192.0.2.8"), State: status.OK, Probe: status.ProbeOK, RTT: ptr(0.3), Loss: ptr(0.)},
+			{Subnet: prefix("10.42.9.0/24"), PublicIP: addr("192.0.2.9"), State: status.OK, Probe: status.ProbeOK, RTT: ptr(0.3), Loss: ptr(0.)},
 		},
 	}
 	return f
@@ -159,7 +159,7 @@ func TestChecks(t *testing.T) {
 	}{
 		{"healthy", func(*facts) {}, "", "", "", "", ""},
 		{"no daemon", func(f *facts) { f.daemons, f.status, f.answer = nil, nil, nobody }, "FL-DAEMON-DOWN", "no flanneld runs", "systemctl start flanneld", "",
-			"FL-DAEMON-HUNG FL-DRIFT FL-PEER-SKIPPED FL-CONDITION FL-CONFIG-CHANGED FL-VIEW-STALE FL-IFACE-GONE"},
+			"FL-DAEMON-HUNG FL-DRIFT FL-PEER-SKIPPED FL-CONDITION FL-CONFIG-CHANGED FL-VIEW-STALE FL-IFACE-GONE FL-PEER-LOSSY"},
 		{"daemon of another subnet file", func(f *facts) { f.daemons[0].Args = []string{"-subnet-file", "/a"}; f.status = nil }, "FL-DAEMON-DOWN", "with the subnet file /run/flannel/subnet.env", "-subnet-file", "", "-"},
 		{"daemon is stopped", func(f *facts) { f.daemons[0].Stopped, f.status, f.answer = true, nil, silent }, "FL-DAEMON-HUNG", "(PID 7) is stopped by a signal", "kill -CONT 7", "", "-"},
 		{"daemon hangs", func(f *facts) { f.status, f.answer = nil, silent }, "FL-DAEMON-HUNG", "does not answer", "restart", "", "-"},
@@ -275,7 +275,7 @@ func TestChecks(t *testing.T) {
 		{"daemon has just learned of a host", func(f *facts) { f.later = ptr(*f.status); f.status.Peers = f.status.Peers[:1] }, "", "", "", "", ""},
 		{"view is old", func(f *facts) { f.status.Store.ViewAge = ptr(7200.0) }, "FL-VIEW-STALE", "2h0m0s old", "restart", "", ""},
 		{"daemon has no etcd", func(f *facts) { f.status.Store.Up = ptr(false) }, "FL-VIEW-STALE", "answers the doctor, and not the daemon", "restart", "", ""},
-		{"alone", func(f *facts) { f.v3().Leases, f.status.Peers, f.paths = f.v3().Leases[:1], nil, Paths{} }, "", "", "", "", "FL-ALONE FL-IFACE-CHOICE FL-HOST-UNREACHABLE FL-PEER-UNREACHABLE FL-PATH-MTU"},
+		{"alone", func(f *facts) { f.v3().Leases, f.status.Peers, f.paths = f.v3().Leases[:1], nil, Paths{} }, "", "", "", "", "FL-ALONE FL-IFACE-CHOICE FL-HOST-UNREACHABLE FL-PEER-UNREACHABLE FL-PATH-MTU FL-PEER-LOSSY"},
 
 		{"NAT interface", func(f *facts) {
 			f.inventory.Ifaces = append(f.inventory.Ifaces, host.Iface{Name: "eth1", Up: true, Running: true, Addrs: []host.Addr{{Prefix: prefix("198.51.100.7/24")}}})
@@ -330,6 +330,10 @@ func TestChecks(t *testing.T) {
 			f.paths.All[1].Overlay, f.paths.All[1].Full = Silent, Unasked
 			f.condition(status.Condition{ID: "peers/unreachable", Severity: status.Warning, Text: "peers do not answer probes"})
 		}, "FL-PEER-UNREACHABLE", "192.0.2.9 (10.42.9.0/24)", "UDP port 8472", "", ""},
+		{"a path loses packets", func(f *facts) {
+			f.status.Peers[1].Probe, f.status.Peers[1].Loss = status.ProbeLossy, ptr(.38)
+			f.condition(status.Condition{ID: "peers/lossy", Severity: status.Warning, Text: "some packets to peers are lost"})
+		}, "FL-PEER-LOSSY", "to 1 of 2 hosts are lost now and then: 38 % to 192.0.2.9 (10.42.9.0/24)", "ping -c 50 -i 0.2 192.0.2.9", "", ""},
 		{"the path carries less", func(f *facts) { f.paths.All[0].Full = Silent }, "FL-PATH-MTU", "(1450 bytes) to 1 of 2 hosts", "MTU", "", ""},
 	} {
 		f := healthy()

@@ -83,7 +83,7 @@ func checkDaemonAnswers(ctx context.Context, in *Inputs) Result {
 // other.
 func checkOneDaemon(ctx context.Context, in *Inputs) Result {
 	if d, err := in.Status.Get(ctx); err == nil {
-		if c, ok := condition(d, "other-flanneld"); ok {
+		if c, ok := conditionOf(d, "other-flanneld"); ok {
 			return failf("stop one of them, or give each its own -etcd-prefix, -subnet-file and VNI", "%s", c.Text)
 		}
 	}
@@ -110,8 +110,8 @@ func checkOneDaemon(ctx context.Context, in *Inputs) Result {
 // defaultPrefix is the default of -etcd-prefix.
 const defaultPrefix = "/coreos.com/network"
 
-// condition returns the condition with an ID.
-func condition(d status.Document, id string) (status.Condition, bool) {
+// conditionOf returns the condition with an ID.
+func conditionOf(d status.Document, id string) (status.Condition, bool) {
 	for _, c := range d.Conditions {
 		if c.ID == id || strings.HasSuffix(id, "/") && strings.HasPrefix(c.ID, id) {
 			return c, true
@@ -127,7 +127,7 @@ func checkDrift(ctx context.Context, in *Inputs) Result {
 		return unknownf("the daemon, which compares the kernel with what it wants, cannot be asked: %v", err)
 	}
 	for _, id := range []string{"base/", "kernel/"} {
-		if c, ok := condition(d, id); ok && c.Severity != status.Notice {
+		if c, ok := conditionOf(d, id); ok && c.Severity != status.Notice {
 			return failf(c.Remedy, "%s", c.Text)
 		}
 	}

@@ -3,13 +3,12 @@ package doctor
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
@@ -154,12 +153,5 @@ func (in *Inputs) readBridge(ctx context.Context) (b Bridge, err error) {
 
 // describe returns the sentence of a finding with its fields.
 func describe(f host.Finding) string {
-	var parts []string
-	for i := 0; i+1 < len(f.Fields); i += 2 {
-		parts = append(parts, fmt.Sprintf("%v %v", f.Fields[i], f.Fields[i+1]))
-	}
-	if len(parts) == 0 {
-		return f.Text
-	}
-	return f.Text + " (" + strings.Join(parts, ", ") + ")"
+	return condition.Condition{Text: f.Text, Fields: f.Fields}.String()
 }

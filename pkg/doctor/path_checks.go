@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -17,6 +18,7 @@ func pathChecks() []Check {
 	return []Check{
 		{ID: "FL-HOST-UNREACHABLE", Rank: rankPath, Run: checkUnderlay, Explains: []string{"peers/unreachable"}},
 		{ID: "FL-PATH-MTU", Rank: rankPath + 1, Run: checkPathMTU, Explains: []string{"peers/mtu"}},
+		{ID: "FL-PEER-LOSSY", Rank: rankPath + 2, Run: checkLoss, Explains: []string{"peers/lossy"}},
 		{ID: "FL-PEER-UNREACHABLE", Rank: rankSymptom - 1, Run: checkOverlay, Explains: []string{"peers/unreachable"}},
 	}
 }
@@ -29,6 +31,7 @@ type Path struct {
 	Overlay  Reach // of its overlay address
 	Full     Reach // the same with packets of full size
 	Before   bool  // its overlay address has answered before
+	Lossy    bool  // a good part of the packets is lost
 }
 
 // Reach is whether an address answers.
@@ -104,10 +107,10 @@ func boolInt(b bool) int {
 
 // fromStatus returns what the daemon knows of a peer.
 func fromStatus(s *status.Peer) Path {
-	p := Path{Subnet: s.Subnet, PublicIP: s.PublicIP, Before: s.RTT != nil}
+	p := Path{Subnet: s.Subnet, PublicIP: s.PublicIP, Before: s.RTT != nil, Lossy: s.Probe == status.ProbeLossy}
 	large := strings.Contains(s.Reason, "full-size")
 	switch {
-	case s.Probe == status.ProbeOK:
+	case s.Probe == status.ProbeOK, s.Probe == status.ProbeLossy:
 		p.Overlay = Answers
 	case s.Probe == status.ProbeFailing && large:
 		p.Overlay, p.Full = Answers, Silent
@@ -120,7 +123,7 @@ func fromStatus(s *status.Peer) Path {
 // ask pings the hosts, and what is not known of their overlay addresses. ways has the device by which
 // packets to an overlay address leave.
 func (p *Paths) ask(ctx context.Context, o Overlay, ways map[netip.Addr]string) error {
-	var small, full []target
+	var small []target
 	overlay := func(path *Path, size int) target {
 		addr := peerAddress(path.Subnet, o.Device != "")
 		return target{addr: addr, device: ways[addr], size: size}
@@ -142,23 +145,51 @@ func (p *Paths) ask(ctx context.Context, o Overlay, ways map[netip.Addr]string) 
 		if path.Overlay == Unasked && o.Backend != "alloc" {
 			path.Overlay = reach(answers[overlay(path, 0)])
 		}
-		if path.Overlay == Answers && path.Full == Unasked && o.MTU > 0 {
-			full = append(full, overlay(path, o.MTU))
+	}
+	return p.askFull(ctx, o.MTU, overlay)
+}
+
+// askFull pings hosts that answer with full-size packets.
+func (p *Paths) askFull(ctx context.Context, mtu int, overlay func(path *Path, size int) target) error {
+	if mtu == 0 {
+		return nil
+	}
+	asked := func(path *Path) bool { return path.Overlay == Answers && path.Full == Unasked }
+	var once, twice []target
+	for i := range p.All {
+		if path := &p.All[i]; asked(path) {
+			once = append(once, overlay(path, mtu))
 		}
 	}
-	answers, err = ping(ctx, full)
+	answers, err := ping(ctx, once)
 	if err != nil {
 		return err
 	}
-	// On a path that loses packets, large ones get a second chance.
-	again, err := ping(ctx, slices.DeleteFunc(slices.Clone(full), func(t target) bool { return answers[t] }))
+	// On a path that loses packets, large ones get a second chance. Small ones beside them show
+	// whether the host still answers.
+	for _, t := range once {
+		if !answers[t] {
+			twice = append(twice, t, target{addr: t.addr, device: t.device})
+		}
+	}
+	again, err := ping(ctx, twice)
 	if err != nil {
 		return err
 	}
 	maps.Copy(answers, again)
 	for i := range p.All {
-		if path := &p.All[i]; path.Overlay == Answers && path.Full == Unasked && o.MTU > 0 {
-			path.Full = reach(answers[overlay(path, o.MTU)])
+		path := &p.All[i]
+		if !asked(path) {
+			continue
+		}
+		switch {
+		case answers[overlay(path, mtu)]:
+			path.Full = Answers
+		case path.Lossy: // by chance
+		case !answers[overlay(path, 0)]:
+			path.Overlay = Silent
+		default:
+			path.Full = Silent
 		}
 	}
 	return nil
@@ -266,6 +297,43 @@ func checkPathMTU(ctx context.Context, in *Inputs) Result {
 		return unknownf("no host has answered in the overlay")
 	}
 	return okf("packets of full size (%s) arrive", size(o.MTU))
+}
+
+// checkLoss fails if the daemon's probes have lost a good part of the packets to a host. A few pings
+// of the doctor would not show it.
+func checkLoss(ctx context.Context, in *Inputs) Result {
+	d, err := in.Status.Get(ctx)
+	if err != nil {
+		return unknownf("the daemon, which measures the loss of packets, cannot be asked: %v", err)
+	}
+	var lossy []*status.Peer
+	measured := 0
+	for i := range d.Peers {
+		p := &d.Peers[i]
+		if p.Loss == nil || p.Probe != status.ProbeOK && p.Probe != status.ProbeLossy {
+			continue
+		}
+		measured++
+		if p.Probe == status.ProbeLossy {
+			lossy = append(lossy, p)
+		}
+	}
+	switch {
+	case measured == 0:
+		return unknownf("no host answers the daemon's probes")
+	case len(lossy) == 0:
+		return okf("packets to %d of %d hosts arrive", measured, len(d.Peers))
+	}
+	slices.SortStableFunc(lossy, func(a, b *status.Peer) int { return cmp.Compare(*b.Loss, *a.Loss) })
+	var words []string
+	for _, p := range lossy[:min(3, len(lossy))] {
+		words = append(words, fmt.Sprintf("%.0f %% to %s (%s)", 100**p.Loss, p.PublicIP, p.Subnet))
+	}
+	if n := len(lossy) - len(words); n > 0 {
+		words = append(words, fmt.Sprintf("%d more", n))
+	}
+	return failf(fmt.Sprintf("ping -c 50 -i 0.2 %s # if it loses packets too, so does the network between the hosts; else run flanneld doctor there", lossy[0].PublicIP),
+		"packets to %d of %d hosts are lost now and then: %s", len(lossy), len(d.Peers), and(words))
 }
 
 func size(n int) string {

@@ -27,16 +27,23 @@ func (s State) String() string {
 }
 
 const (
-	// window is the number of probes from which loss is computed, and after which all is forgotten.
-	window = 16
-	// A peer is failing after failingRun lost probes in a row, or failingLost in the window, and
-	// until failingRun answers in a row. So a path that loses most packets stays failing.
-	failingRun, failingLost = 5, 12
-	// A peer is lossy from lossyFrom lost probes in the window on, until there are lossyUntil.
-	lossyFrom, lossyUntil = 4, 1
+	// window is the number of probes from which loss is computed, and recent that of the latest of
+	// them.
+	window, recent = 64, 16
+	// A peer is failing after failingRun lost probes in a row, a lossy one if all recent ones were
+	// lost. It is failing until failingRun answers in a row, and then lossy if it answered
+	// failingAnswers times before. So a path that loses most packets stays failing, and one that
+	// loses half of them stays lossy.
+	failingRun, failingAnswers = 5, 2
+	// A peer is lossy from lossyFrom lost probes in the window on, or lossyRecent of the recent
+	// ones, until there are lossyUntil in the window. The bounds are far apart, so that no constant
+	// loss changes the state often.
+	lossyFrom, lossyRecent, lossyUntil = 16, 8, 3
+	// suspectFrom is the number of recent losses from which on a peer may be lossy.
+	suspectFrom = 2
 	// mtuRun is the number of full-size probes in a row that must be lost, without the loss of a
-	// small one between them.
-	mtuRun = 4
+	// small one between them, and lossyMTURun that for a lossy peer.
+	mtuRun, lossyMTURun = 4, 8
 	// fullEvery is the number of answers to small probes before the next full-size one.
 	fullEvery = 4
 )
@@ -59,11 +66,11 @@ func (k key) subnet() netip.Prefix {
 // peer is what is known about a peer. There are thousands, so it is small and has no pointers.
 type peer struct {
 	key    key
-	device uint8 // index of the device by which packets leave
+	lost   uint64 // the last probes, the latest in the lowest bit; 1 means lost
+	device uint8  // index of the device by which packets leave
 
 	answers, failing, lossy, mtu bool // answers: it has answered before
 
-	lost      uint16 // of the last probes, the latest in the lowest bit; 1 means lost
 	asked     uint8  // number of valid bits in lost
 	fullLost  uint8  // full-size probes lost in a row
 	smallDone uint8  // answers to small probes since the last full-size one
@@ -108,8 +115,12 @@ func (p *peer) missed(full bool) {
 	switch {
 	case !p.answers: // nothing is lost if nobody has answered yet
 	case full:
-		p.fullLost = min(p.fullLost+1, mtuRun)
-		p.mtu = p.fullLost == mtuRun
+		run := uint8(mtuRun)
+		if p.lossy {
+			run = lossyMTURun
+		}
+		p.fullLost = min(p.fullLost+1, lossyMTURun)
+		p.mtu = p.mtu || p.fullLost >= run
 	default:
 		if !p.mtu {
 			p.fullLost = 0 // full-size probes are lost for the same reason
@@ -119,22 +130,30 @@ func (p *peer) missed(full bool) {
 }
 
 // record adds the result of a small probe, and derives the state.
-func (p *peer) record(lost uint16) {
+func (p *peer) record(lost uint64) {
 	const run = 1<<failingRun - 1
 	p.lost, p.asked = p.lost<<1|lost, min(p.asked+1, window)
-	n := bits.OnesCount16(p.lost)
+	all, latest := bits.OnesCount64(p.lost), p.latest()
 	switch {
-	case !p.failing && (p.lost&run == run || n >= failingLost):
+	case !p.failing && (!p.lossy && p.lost&run == run || latest == recent):
 		p.failing, p.lossy, p.mtu, p.fullLost = true, false, false, 0
 	case p.failing && p.lost&run == 0:
-		p.failing, p.lost, p.asked, p.smallDone = false, 0, failingRun, fullEvery
+		p.failing, p.smallDone = false, fullEvery
+		// The older of two probes has the higher bit.
+		before := uint16(p.lost >> failingRun)
+		if p.lossy = bits.OnesCount16(before>>1&^before) >= failingAnswers; !p.lossy {
+			p.lost, p.asked = 0, failingRun
+		}
 	case p.failing:
-	case n <= lossyUntil:
+	case all <= lossyUntil:
 		p.lossy = false
-	case n >= lossyFrom && p.lost&(run>>1) != run>>1: // it is not just about to fail
+	case all >= lossyFrom, latest >= lossyRecent && p.lost&(run>>1) != run>>1: // it is not just about to fail
 		p.lossy = true
 	}
 }
+
+// latest returns how many of the recent probes were lost.
+func (p *peer) latest() int { return bits.OnesCount16(uint16(p.lost)) }
 
 // wantsFull reports whether the next probe should be full-size: now and then, and soon after one
 // that was lost.
@@ -150,6 +169,20 @@ func (p *peer) wantsFull() bool {
 func (p *peer) undecided() bool {
 	lastLost := p.lost&1 != 0
 	return p.answers && (p.failing != lastLost || p.fullLost > 0 && !p.mtu)
+}
+
+// suspect reports whether more probes are needed to find out how many packets are lost.
+func (p *peer) suspect() bool {
+	return p.answers && !p.failing && (p.lossy || p.latest() >= suspectFrom)
+}
+
+// loss returns the share of the last probes that were lost: of a failing peer the recent ones, else
+// those in the window.
+func (p *peer) loss() float64 {
+	if p.failing {
+		return float64(p.latest()) / float64(max(min(p.asked, recent), 1))
+	}
+	return float64(bits.OnesCount64(p.lost)) / float64(max(p.asked, 1))
 }
 
 // Result is what the probes of a peer have shown.
@@ -170,7 +203,7 @@ func (p *peer) result(start time.Time) (r Result) {
 	return Result{
 		Lost:  uint64(p.failures),
 		State: p.state(),
-		Loss:  float64(bits.OnesCount16(p.lost)) / float64(max(p.asked, 1)),
+		Loss:  p.loss(),
 		RTT:   time.Duration(p.rtt) * time.Microsecond,
 		Last:  time.Duration(p.last) * time.Microsecond,
 		Since: start.Add(time.Duration(p.changedAt) * time.Second),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -27,6 +28,8 @@ type network struct {
 	mu       sync.Mutex
 	down     map[netip.Addr]bool
 	narrow   map[netip.Addr]bool
+	loss     map[netip.Addr]float64 // share of the packets to a peer that is lost
+	random   *mathrand.Rand
 	latency  time.Duration // added to the round-trip time
 	forged   bool          // others answer instead
 	flood    bool          // there is always a packet to read
@@ -68,6 +71,9 @@ func (l *link) send(r request) error {
 		return l.broken
 	}
 	l.sent = append(l.sent, r)
+	if l.random.Float64() < l.loss[r.addr] {
+		return nil
+	}
 	if l.down[r.addr] || r.size > smallSize && l.narrow[r.addr] {
 		return nil
 	}
@@ -133,7 +139,7 @@ func start(t *testing.T, config string, peers int, test func(f *fixture)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f := &fixture{t: t, net: &network{down: map[netip.Addr]bool{}, narrow: map[netip.Addr]bool{}}}
+		f := &fixture{t: t, net: &network{random: mathrand.New(mathrand.NewPCG(3, 4)), down: map[netip.Addr]bool{}, narrow: map[netip.Addr]bool{}, loss: map[netip.Addr]float64{}}}
 		f.conditions = condition.NewList(slog.New(slog.NewTextHandler(&f.log, nil)))
 		f.Prober = New(Config{Interval: time.Second, Conditions: f.conditions, open: f.net.open})
 		f.facts = host.Facts{Uplink: "eth0", MTU: 1500, Addr: netip.MustParseAddr("198.51.100.7")}
@@ -356,6 +362,33 @@ func TestMTUFaultIsACondition(t *testing.T) {
 		f.after(time.Minute)
 		f.has(mtuCondition, false)
 		f.lines("level=", 2)
+	})
+}
+
+// TestLossyPathIsACondition: with its figure, which is reported again only if it changes much.
+func TestLossyPathIsACondition(t *testing.T) {
+	start(t, vxlan, 5, func(f *fixture) {
+		f.net.set(func(n *network) { n.loss[addr("10.42.102.0")] = .25 })
+		f.after(5 * time.Minute)
+		if r := f.result(2); r.State != Lossy || r.Loss < .15 || r.Loss > .45 {
+			t.Errorf("%+v", r)
+		}
+		f.has(lossyCondition, true)
+		f.has(unreachableCondition, false)
+		f.has(mtuCondition, false)
+		f.after(time.Hour)
+		f.lines("level=", 1)
+		f.lines(`level=WARN msg="some packets to peers are lost" count=1 examples="10.42.102.0/24 (`, 1)
+		f.net.set(func(n *network) { n.loss[addr("10.42.102.0")] = .55 })
+		f.after(time.Hour)
+		f.has(lossyCondition, true)
+		if n := strings.Count(f.log.String(), "level=WARN"); n != 2 && n != 3 {
+			t.Errorf("%d lines:\n%s", n, f.log.String())
+		}
+		f.net.set(func(n *network) { clear(n.loss) })
+		f.after(3 * time.Minute)
+		f.has(lossyCondition, false)
+		f.lines("packets to peers are no longer lost", 1)
 	})
 }
 

@@ -1,6 +1,9 @@
 package prober
 
 import (
+	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 const (
 	unreachableCondition = "peers/unreachable"
 	mtuCondition         = "peers/mtu"
+	lossyCondition       = "peers/lossy"
 	unprobedCondition    = "peers/unprobed"
 )
 
@@ -21,6 +25,8 @@ const (
 	minUpdate = 30 * time.Second
 	// maxExamples is the number of peers that a condition names.
 	maxExamples = 3
+	// lossStep is the change of a loss, as a share, from which on its figure is reported again.
+	lossStep = 0.3
 )
 
 // reporter keeps the conditions about peers.
@@ -31,6 +37,13 @@ type reporter struct {
 	dirtySince time.Time // since when
 	reportedAt time.Time // time of the last report
 	reported   bool      // the last report had a condition
+	losses     []loss    // that it named
+}
+
+// loss is the share of lost packets that was reported for a peer.
+type loss struct {
+	key   key
+	share float64
 }
 
 // report updates the conditions, if it is due.
@@ -46,7 +59,7 @@ func (p *Prober) report() {
 	} else if p.failed == nil {
 		r.conditions.End(unprobedCondition)
 	}
-	if s.changes != r.seen {
+	if s.changes != r.seen || r.lossesChanged(s) {
 		r.seen = s.changes
 		if !r.dirty {
 			r.dirty, r.dirtySince = true, now
@@ -55,16 +68,27 @@ func (p *Prober) report() {
 	if !r.dirty || now.Sub(r.dirtySince) < settle {
 		return
 	}
-	ended := s.stats.Peers[Failing]+s.stats.Peers[MTU] == 0
+	ended := s.stats.Peers[Failing]+s.stats.Peers[MTU]+s.stats.Peers[Lossy] == 0
 	if r.reported && !ended && now.Sub(r.reportedAt) < minUpdate {
 		return
 	}
-	r.dirty, r.reported, r.reportedAt = false, !ended, now
+	r.dirty, r.reported, r.reportedAt, r.losses = false, !ended, now, nil
 	r.set(s, Failing, condition.Condition{
 		ID: unreachableCondition, Text: "peers do not answer probes", Ended: "peers answer probes again",
 	})
 	r.set(s, MTU, condition.Condition{
 		ID: mtuCondition, Text: "full-size packets to peers are lost", Ended: "full-size packets to peers are no longer lost",
+	})
+	r.set(s, Lossy, condition.Condition{
+		ID: lossyCondition, Text: "some packets to peers are lost", Ended: "packets to peers are no longer lost",
+	})
+}
+
+// lossesChanged reports whether the figures of the last report are outdated.
+func (r *reporter) lossesChanged(s *schedule) bool {
+	return slices.ContainsFunc(r.losses, func(l loss) bool {
+		p := s.find(l.key)
+		return p != nil && p.state() == Lossy && math.Abs(p.loss()-l.share) >= lossStep
 	})
 }
 
@@ -77,10 +101,17 @@ func (r *reporter) set(s *schedule, state State, c condition.Condition) {
 	}
 	var examples []string
 	for i := range s.peers {
-		if p := &s.peers[i]; p.state() == state {
-			if examples = append(examples, p.key.subnet().String()); len(examples) == min(n, maxExamples) {
-				break
-			}
+		p := &s.peers[i]
+		if p.state() != state {
+			continue
+		}
+		example := p.key.subnet().String()
+		if state == Lossy {
+			r.losses = append(r.losses, loss{p.key, p.loss()})
+			example += fmt.Sprintf(" (%.0f %%)", 100*p.loss())
+		}
+		if examples = append(examples, example); len(examples) == min(n, maxExamples) {
+			break
 		}
 	}
 	c.Fields = append(c.Fields, "count", n, "examples", strings.Join(examples, ", "))

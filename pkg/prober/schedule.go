@@ -29,8 +29,9 @@ const (
 
 	// maxRetries is the number of peers that are asked sooner than in turn.
 	maxRetries = 64
-	// A failing peer is asked less and less often, with pauses up to retryPause, or longer in a
-	// large network, so that not all hosts together ask it more than about 100 times a second.
+	// A failing peer is asked less and less often, with pauses up to retryPause. In a large network,
+	// the pauses of failing and of lossy peers are longer, so that not all hosts together ask one
+	// more than about 100 times a second.
 	retryPause        = 30 * time.Second
 	retryPausePerPeer = 10 * time.Millisecond
 	// newPerPeer spreads the first probes of all hosts to a new peer over some time.
@@ -63,8 +64,8 @@ type retry struct {
 // since the start. It does no I/O. Its methods are for one goroutine at a time.
 //
 // Peers are asked in turn, sorted by subnet, from a random one on. Some are asked sooner: new ones,
-// those that have just lost a probe, and those that are failing. They get at most three of five
-// probes, so that a round takes at most 2.5 times as long as without them.
+// those that have just lost a probe, and those that are failing or may be lossy. They get at most
+// three of five probes, so that a round takes at most 2.5 times as long as without them.
 type schedule struct {
 	interval time.Duration
 	random   *rand.Rand
@@ -324,7 +325,8 @@ func (s *schedule) done(w probe, now time.Duration, apply func(*peer)) {
 		s.changes++
 	}
 	i := slices.IndexFunc(s.retries, func(r retry) bool { return r.key == w.key })
-	longest := max(retryPause, time.Duration(len(s.peers))*retryPausePerPeer)
+	share := time.Duration(len(s.peers)) * retryPausePerPeer
+	longest, pause := max(retryPause, share), max(perRound*s.interval, share)
 	switch {
 	case p.undecided() && i < 0:
 		s.retry(retry{w.key, now, s.interval})
@@ -334,8 +336,16 @@ func (s *schedule) done(w probe, now time.Duration, apply func(*peer)) {
 		s.retry(retry{w.key, now + s.interval, 2 * s.interval})
 	case p.failing && w.full: // a full-size probe from before says nothing
 	case p.failing:
-		pause := min(s.retries[i].pause, longest)
+		pause = min(s.retries[i].pause, longest)
 		s.retries[i].due, s.retries[i].pause = now+pause, 2*pause
+	case p.suspect():
+		// Less urgent than peers that may be failing, and no burden for the peer either.
+		r := retry{w.key, max(now, w.sent+pause), pause}
+		if i < 0 {
+			s.retry(r)
+		} else {
+			s.retries[i] = r
+		}
 	case i < 0:
 	case p.answers || s.retries[i].pause > longest: // decided, or not to be decided soon
 		s.retries = slices.Delete(s.retries, i, i+1)

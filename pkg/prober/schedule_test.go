@@ -40,8 +40,9 @@ type model struct {
 	*schedule
 	t      *testing.T
 	now    time.Duration
-	down   map[int]bool // peers that do not answer
-	narrow map[int]bool // peers that do not answer to full-size probes
+	down   map[int]bool    // peers that do not answer
+	narrow map[int]bool    // peers that do not answer to full-size probes
+	loss   map[int]float64 // share of the packets to a peer that is lost
 	asked  map[int][]time.Duration
 	full   map[int]int
 }
@@ -49,7 +50,7 @@ type model struct {
 func newModel(t *testing.T, interval time.Duration) *model {
 	m := &model{
 		schedule: newSchedule(interval, rand.New(rand.NewPCG(1, 2))), t: t,
-		down: map[int]bool{}, narrow: map[int]bool{}, asked: map[int][]time.Duration{}, full: map[int]int{},
+		down: map[int]bool{}, loss: map[int]float64{}, narrow: map[int]bool{}, asked: map[int][]time.Duration{}, full: map[int]int{},
 	}
 	m.mtu = 1450
 	return m
@@ -74,7 +75,7 @@ func (m *model) probe() bool {
 	if p.full {
 		m.full[n]++
 	}
-	if !m.down[n] && !(p.full && m.narrow[n]) {
+	if !m.down[n] && !(p.full && m.narrow[n]) && m.random.Float64() >= m.loss[n] {
 		m.answered(p.echo, m.now+time.Millisecond)
 	}
 	return true
@@ -167,6 +168,29 @@ func TestTimeUntilFailureIsNoticed(t *testing.T) {
 		t.Logf("%d peers, on the link %v: failing after %v, ok after %v", c.peers, c.onLink, fails, returns)
 		if fails > c.within || returns > 15*time.Second {
 			t.Errorf("%d peers, on the link %v: failing after %v, want %v; ok again after %v", c.peers, c.onLink, fails, c.within, returns)
+		}
+	}
+}
+
+// TestTimeUntilLossIsNoticed: of a path that loses 40 % of the packets.
+func TestTimeUntilLossIsNoticed(t *testing.T) {
+	for _, c := range []struct {
+		peers         int
+		lossy, normal time.Duration
+	}{
+		{3, 90 * time.Second, 3 * time.Minute}, {1000, time.Hour, 15 * time.Minute}, {20_000, 8 * time.Hour, 5 * time.Hour},
+	} {
+		m := newModel(t, time.Second)
+		m.set(only(false, upTo(c.peers)...), 0)
+		const n = 0
+		m.until(n, OK, 2*time.Hour)
+		m.loss[n] = .4
+		lossy := m.until(n, Lossy, 2*c.lossy)
+		m.loss[n] = 0
+		normal := m.until(n, OK, 2*c.normal)
+		t.Logf("%d peers: lossy after %v, ok after %v", c.peers, lossy, normal)
+		if lossy > c.lossy || normal > c.normal {
+			t.Errorf("%d peers: lossy after %v, want %v; ok again after %v, want %v", c.peers, lossy, c.lossy, normal, c.normal)
 		}
 	}
 }

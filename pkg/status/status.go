@@ -127,7 +127,7 @@ type Peer struct {
 	Subnet     netip.Prefix `json:"subnet"`
 	PublicIP   netip.Addr   `json:"public_ip"`
 	State      PeerState    `json:"state"`
-	Reason     string       `json:"reason"`     // why the peer is not fine, or that it loses some probes
+	Reason     string       `json:"reason"`     // why the peer is not fine
 	Programmed string       `json:"programmed"` // what the kernel has for it, such as "fdb, neighbor, route"
 	Probe      ProbeState   `json:"probe"`
 	RTT        *float64     `json:"rtt_ms"`             // of the last answer; null if it never answered
@@ -153,7 +153,7 @@ type Probe struct {
 	State    ProbeState
 	RTT      time.Duration // of the last answer; 0 if it never answered
 	Loss     float64       // share of recent pings without an answer, 0 to 1; -1 if unknown
-	Fault    string        // why State is ProbeFailing, or what else is wrong, such as the MTU of the path
+	Fault    string        // why State is ProbeFailing or ProbeLossy
 	Answered time.Time     // time of the last answer; zero if it never answered
 }
 
@@ -164,6 +164,7 @@ type ProbeState string
 const (
 	ProbeOff     ProbeState = "off"     // probing is switched off
 	ProbeOK      ProbeState = "ok"      // the peer answers
+	ProbeLossy   ProbeState = "lossy"   // the peer answers, but a good part of the pings is lost
 	ProbeFailing ProbeState = "failing" // the peer has answered, and does no longer, or large packets are lost
 	ProbeUnknown ProbeState = "unknown" // the peer has never answered
 )
@@ -175,7 +176,9 @@ type Traffic struct {
 }
 
 // Fine reports whether nothing is known to be wrong with the peer.
-func (p *Peer) Fine() bool { return p.State == OK && p.Probe != ProbeFailing }
+func (p *Peer) Fine() bool {
+	return p.State == OK && p.Probe != ProbeFailing && p.Probe != ProbeLossy
+}
 
 // SetProbe sets what pings have shown.
 func (p *Peer) SetProbe(r Probe) {

@@ -100,6 +100,10 @@ func changes() []change {
 			d.Peers[2].SetProbe(Probe{State: ProbeFailing, Loss: 1, Answered: at, Fault: "does not answer probes since 2026-08-01 11:00:00"})
 			d.Peers = append(d.Peers, Peer{Subnet: netip.MustParsePrefix("10.42.9.0/24"), State: Unknown, Probe: ProbeUnknown, Reason: "the kernel was not read yet"})
 		}, VerdictDegraded, "of 4 peers, 1 unprogrammed, 1 skipped, 1 failing the probe, 1 unknown"},
+		{"lossy peers", func(d *Document) {
+			d.Peers[0].SetProbe(Probe{State: ProbeLossy, Loss: .384, RTT: 1234 * time.Millisecond, Answered: at, Fault: "38 % of the probes are lost"})
+			d.Peers[1].SetProbe(Probe{State: ProbeLossy, Loss: .25, RTT: 12340 * time.Microsecond, Answered: at, Fault: "25 % of the probes are lost"})
+		}, VerdictDegraded, "of 3 peers, 2 losing packets"},
 		{"silent peer", func(d *Document) { d.Peers[0].Probe, d.Peers[0].RTT, d.Peers[0].Loss = ProbeUnknown, nil, nil }, VerdictOK, ""},
 		{"traffic", func(d *Document) {
 			d.Peers[0].Sent, d.Peers[0].Received = &Traffic{3, 252}, &Traffic{2, 168}
@@ -140,7 +144,7 @@ func TestText(t *testing.T) {
 		}
 	}
 	d := NotRunning(at, VerdictDown, "flanneld is not running")
-	if got := d.Text(Style{}); got != "down: flanneld is not running\n" {
+	if got := d.Text(Style{}); got != "down: flanneld is not running\n'flanneld doctor' looks for the cause.\n" {
 		t.Errorf("without a daemon: %q", got)
 	}
 }
@@ -188,19 +192,18 @@ func TestJSON(t *testing.T) {
 
 func TestSetProbe(t *testing.T) {
 	for _, c := range []struct {
-		probe Probe
-		rtt   string
-		loss  string
+		probe     Probe
+		rtt, loss string
 	}{
 		{Probe{State: ProbeOff, Loss: -1}, "unknown", "unknown"},
 		{Probe{State: ProbeUnknown, Loss: -1}, "unknown", "unknown"},
 		{Probe{State: ProbeUnknown, Loss: 0}, "unknown", "unknown"},
-		{Probe{State: ProbeOK, RTT: 1234567 * time.Nanosecond, Answered: at}, "1.23", "0"},
-		{Probe{State: ProbeFailing, RTT: time.Millisecond, Loss: .5, Answered: at}, "1", "50"},
+		{Probe{State: ProbeOK, RTT: 1234567 * time.Nanosecond, Answered: at}, "1.23 ms", "0 %"},
+		{Probe{State: ProbeFailing, RTT: time.Millisecond, Loss: .5, Answered: at}, "1.00 ms", "50 %"},
 	} {
 		var p Peer
 		p.SetProbe(c.probe)
-		if rtt, loss := number(p.RTT, "%.3g", 1), number(p.Loss, "%.0f", 100); rtt != c.rtt || loss != c.loss {
+		if rtt, loss := rtt(p.RTT), loss(p.Loss); rtt != c.rtt || loss != c.loss {
 			t.Errorf("%+v: RTT %s, loss %s", c.probe, rtt, loss)
 		}
 	}

@@ -26,8 +26,9 @@ func (d *Document) Text(s Style) string {
 		b.WriteString(": " + clean(d.Reason))
 	}
 	b.WriteString("\n")
-	if d.Daemon.PID == 0 {
-		return b.String() // there is no daemon
+	if d.Daemon.PID == 0 { // there is no daemon
+		b.WriteString(hint + "\n")
+		return b.String()
 	}
 	b.WriteString("\n")
 	s.table(&b, d.facts())
@@ -39,8 +40,14 @@ func (d *Document) Text(s Style) string {
 	if rows := d.peerRows(s); len(rows) > 1 {
 		s.table(&b, rows)
 	}
+	if d.Verdict != VerdictOK {
+		b.WriteString("\n" + hint + "\n")
+	}
 	return b.String()
 }
+
+// hint is the last line unless all is well.
+const hint = "'flanneld doctor' looks for the cause."
 
 // facts returns the lines about this host.
 func (d *Document) facts() [][]string {
@@ -66,25 +73,26 @@ func (d *Document) storeText() string {
 	if s.API != "" {
 		name += " " + s.API
 	}
-	answers := "not asked yet"
+	answers, peers := "not asked yet", "list of peers unknown"
+	if s.ViewAge != nil {
+		peers = "list of peers " + span(seconds(*s.ViewAge)) + " old"
+	}
 	switch {
 	case s.Up == nil:
+	case *s.Up && s.ViewAge != nil:
+		answers, peers = "answered "+span(seconds(*s.ViewAge))+" ago", ""
 	case *s.Up:
 		answers = "answers"
 	case s.DownSince != nil:
-		answers = "does not answer since " + span(d.Now.Sub(*s.DownSince))
+		answers = "has not answered for " + span(d.Now.Sub(*s.DownSince))
 	default:
 		answers = "does not answer"
-	}
-	age := "view of the peers unknown"
-	if s.ViewAge != nil {
-		age = "view of the peers " + span(seconds(*s.ViewAge)) + " old"
 	}
 	invalid := ""
 	if s.Invalid > 0 {
 		invalid = fmt.Sprint("invalid entries ", s.Invalid)
 	}
-	return list(name, word("prefix", s.Prefix), answers, age, invalid)
+	return list(name, word("prefix", s.Prefix), answers, peers, invalid)
 }
 
 func (d *Document) leaseText() string {
@@ -127,7 +135,7 @@ func (d *Document) filterText() string {
 	}
 	name := f.Keeper
 	if f.Version != "" {
-		name += " " + f.Version
+		name += " " + strings.TrimPrefix(f.Version, name+" ")
 	}
 	return list(name, on(f.Masquerade, "masquerades"), on(f.Forward, "accepts forwarding"), on(f.Lock, "underlay lock"))
 }
@@ -158,7 +166,7 @@ func (d *Document) repairText() string {
 func (d *Document) conditionRows(s Style) (rows [][]string) {
 	for _, c := range d.Conditions {
 		severity := s.color(severityColor(c.Severity), clean(string(c.Severity)))
-		rows = append(rows, []string{"  " + severity, "since " + span(d.Now.Sub(c.Since)), clean(c.Text)})
+		rows = append(rows, []string{"  " + severity, "for " + span(d.Now.Sub(c.Since)), clean(c.Text)})
 		if c.Remedy != "" {
 			rows = append(rows, []string{"", "", "run: " + clean(c.Remedy)})
 		}
@@ -173,7 +181,7 @@ func (d *Document) peerLine() string {
 	for _, p := range []struct {
 		n    int
 		name string
-	}{{c.Skipped, "skipped"}, {c.Unprogrammed, "unprogrammed"}, {c.Unknown, "unknown"}, {c.Failing, "failing"}} {
+	}{{c.Skipped, "skipped"}, {c.Unprogrammed, "unprogrammed"}, {c.Unknown, "unknown"}, {c.Failing, "failing"}, {c.Lossy, "lossy"}} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.name))
 		}
@@ -182,19 +190,27 @@ func (d *Document) peerLine() string {
 	if len(d.Peers) == 1 {
 		noun = "peer"
 	}
+	switch {
+	case len(d.Peers) == 0 && d.Store.ViewAge == nil:
+		return "peers unknown"
+	case len(d.Peers) == 0:
+		return "no peers"
+	}
 	return fmt.Sprintf("%d %s: %s", len(d.Peers), noun, strings.Join(parts, ", "))
 }
 
 func (d *Document) peerRows(s Style) [][]string {
 	rows := [][]string{{"subnet", "public IP", "state", "programmed", "sent packets/bytes", "received", "RTT", "loss", "changed", "reason"}}
+	const sent = 4
+	counted := !s.Aligned || slices.ContainsFunc(d.Peers, func(p Peer) bool { return p.Sent != nil })
 	for i := range d.Peers {
 		p := &d.Peers[i]
 		if p.Fine() && !s.All {
 			continue
 		}
 		state := clean(string(p.State))
-		if p.State == OK && p.Probe == ProbeFailing {
-			state = "failing"
+		if p.State == OK && !p.Fine() {
+			state = string(p.Probe)
 		}
 		changed := "before the start"
 		if p.Changed != nil {
@@ -202,8 +218,13 @@ func (d *Document) peerRows(s Style) [][]string {
 		}
 		rows = append(rows, []string{
 			p.Subnet.String(), on(p.PublicIP.IsValid(), p.PublicIP.String()), s.color(stateColor(p), state), cmp.Or(clean(p.Programmed), "-"),
-			traffic(p.Sent), traffic(p.Received), number(p.RTT, "%.3g ms", 1), number(p.Loss, "%.0f%%", 100), changed, clean(p.Reason),
+			traffic(p.Sent), traffic(p.Received), rtt(p.RTT), loss(p.Loss), changed, clean(p.Reason),
 		})
+	}
+	if !counted { // leaves room for the reason on a terminal
+		for i := range rows {
+			rows[i] = slices.Delete(rows[i], sent, sent+2)
+		}
 	}
 	return rows
 }
@@ -215,12 +236,21 @@ func traffic(t *Traffic) string {
 	return fmt.Sprintf("%d/%d", t.Packets, t.Bytes)
 }
 
-// number returns a value that may be unknown.
-func number(v *float64, format string, factor float64) string {
-	if v == nil {
+func rtt(ms *float64) string {
+	switch {
+	case ms == nil:
+		return "unknown"
+	case *ms < 10:
+		return fmt.Sprintf("%.2f ms", *ms)
+	}
+	return fmt.Sprintf("%.0f ms", *ms)
+}
+
+func loss(share *float64) string {
+	if share == nil {
 		return "unknown"
 	}
-	return fmt.Sprintf(format, *v*factor)
+	return fmt.Sprintf("%.0f %%", 100**share)
 }
 
 // list joins the parts that are not empty.

@@ -102,7 +102,7 @@ func (d *Document) notFine() string {
 		n    int
 		what string
 	}{
-		{c.Unprogrammed, "unprogrammed"}, {c.Skipped, "skipped"}, {c.Failing, "failing the probe"}, {c.Unknown, "unknown"},
+		{c.Unprogrammed, "unprogrammed"}, {c.Skipped, "skipped"}, {c.Failing, "failing the probe"}, {c.Lossy, "losing packets"}, {c.Unknown, "unknown"},
 	} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
@@ -121,6 +121,7 @@ type Counts struct {
 	Unprogrammed int
 	Unknown      int
 	Failing      int // programmed, but it does not answer probes any longer
+	Lossy        int // programmed, but some probes are lost
 }
 
 // Count counts the peers.
@@ -129,6 +130,8 @@ func (d *Document) Count() (c Counts) {
 		switch p := &d.Peers[i]; {
 		case p.Fine():
 			c.Fine++
+		case p.State == OK && p.Probe == ProbeLossy:
+			c.Lossy++
 		case p.State == OK:
 			c.Failing++
 		case p.State == Skipped:
