@@ -170,7 +170,7 @@ func TestStatusBeforeTheSubnet(t *testing.T) {
 	if d.Peers == nil || d.Conditions == nil || d.Drift != nil || d.Store.Up != nil {
 		t.Errorf("without a daemon: %+v", d)
 	}
-	if text, code := c.runStatus(h.SubnetFile); code != 2 || !strings.HasPrefix(text, "down: flanneld is not running") || strings.Count(text, "\n") != 1 {
+	if text, code := c.runStatus(h.SubnetFile); code != 2 || !strings.HasPrefix(text, "down: flanneld is not running") || strings.Count(text, "\n") != 2 {
 		t.Errorf("without a daemon: exit code %d with %s", code, text)
 	}
 	c.launch(h)
