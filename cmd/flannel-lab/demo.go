@@ -55,7 +55,7 @@ func demo(ctx context.Context, s settings, r *report) (err error) {
 	}
 	if s.keep && ctx.Err() == nil {
 		r.title("Kept until Ctrl-C")
-		r.printAccess(l, containers)
+		r.printAccess(l, s.flanneld, containers)
 		<-ctx.Done()
 		fmt.Fprintln(r.out)
 	}

@@ -129,9 +129,10 @@ func (r *report) programmed(h *lab.Host) error {
 }
 
 // printAccess prints how to inspect the lab.
-func (r *report) printAccess(l *lab.Lab, containers []*lab.Container) {
+func (r *report) printAccess(l *lab.Lab, flanneld string, containers []*lab.Container) {
 	r.line("enter a host:       nsenter --net=%s", l.Hosts[0].NS.Path())
 	r.line("enter a container:  ip netns exec %s sh", containers[0].NS.Name)
+	r.line("is it healthy:      nsenter --net=%s %s status --subnet-file=%s", l.Hosts[0].NS.Path(), flanneld, l.Hosts[0].SubnetFile)
 	r.line("look at the keys:   nsenter --net=%s curl %s/v2/keys%s?recursive=true", l.Fabric.Path(), l.Etcd.Endpoint(),
 		strings.TrimSuffix(configKey, "/config"))
 	r.line("logs and files:     %s", l.Dir)

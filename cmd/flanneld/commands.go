@@ -61,17 +61,25 @@ func asSubcommand(args []string) (rest []string, ok bool, err error) {
 	if known || slices.Contains(completionRequests, args[0]) {
 		return args, true, nil
 	}
-	return nil, false, fmt.Errorf("unknown command %q: must be %s, or none for the daemon", args[0], commandNames())
+	question := didYouMean(args[0], "", commandNames())
+	if question == "" {
+		question = didYouMean(args[0], "--", flagNames(daemonFlags(&commandLine{})))
+	}
+	return nil, false, fmt.Errorf("unknown command %q: must be %s, or none for the daemon%s", args[0], orList(commandNames()), question)
 }
 
-// commandNames returns the names of the subcommands as "a, b or c".
-func commandNames() string {
-	var names []string
+// commandNames returns the names of the subcommands.
+func commandNames() (names []string) {
 	for _, c := range subcommands {
 		names = append(names, c.name)
 	}
-	last := len(names) - 1
-	return strings.Join(names[:last], ", ") + " or " + names[last]
+	return names
+}
+
+// orList returns words as "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 // runSubcommand runs a subcommand and returns its exit code.
@@ -117,8 +125,10 @@ func newRoot(in *invocation) *cobra.Command {
 	for _, g := range groups {
 		g.flags(cl, root.Flags())
 	}
+	completeValues(root)
 	for _, s := range subcommands {
 		c := s.make(in)
+		completeValues(c)
 		c.Use, c.Short = s.name+strings.TrimPrefix(c.Use, s.name), s.short
 		c.Flags().SortFlags = false
 		c.Flags().Bool("help", false, "print this help and exit")

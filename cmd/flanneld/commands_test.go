@@ -60,8 +60,19 @@ func TestUnknownCommands(t *testing.T) {
 			word = "stat"
 		}
 		out, errs, code := said(t, args...)
-		if want := "flanneld: unknown command \"" + word + "\": must be " + names + ", or none for the daemon\n"; code != 2 || out != "" || !strings.HasPrefix(errs, want) {
+		if want := "flanneld: unknown command \"" + word + "\": must be " + names + ", or none for the daemon"; code != 2 || out != "" || !strings.HasPrefix(errs, want) {
 			t.Errorf("%q: exit code %d, %q, want %q", args, code, errs, want)
+		}
+	}
+	for line, want := range map[string]string{
+		"statsu": "; did you mean status?", "docter --json": "; did you mean doctor?", "version": "; did you mean --version?", "x": "", "containers": "",
+		"--etcd-endpoint=x": "; did you mean --etcd-endpoints?", "status -jsn": "; did you mean --json?", "doctor --bundel x": "; did you mean --bundle?", "-no-such-flag": "",
+		"--ip-masq false": "--flag=false", "status --json true": "--flag=true", "man now": "must be a flag",
+	} {
+		_, errs, code := said(t, strings.Fields(line)...)
+		first, _, _ := strings.Cut(errs, "\n")
+		if code != 2 || !strings.HasSuffix(first, want) || want == "" && strings.Contains(first, "did you mean") {
+			t.Errorf("%s: exit code %d, %s", line, code, errs)
 		}
 	}
 	for _, args := range [][]string{{"status", "now"}, {"status", "-json", "now"}, {"man", "now"}, {"doctor", "now"}} {
@@ -110,6 +121,7 @@ func TestCompletions(t *testing.T) {
 	for words, want := range map[string]string{
 		"st": "status", "c": "cleanup completion", "-etcd-pr": "-etcd-prefix", "--etcd-pr": "--etcd-prefix", "status -j": "-json", "status --w": "--watch",
 		"completion ": "bash zsh fish", "completion b": "bash", "cleanup -d": "-dry-run", "man x": "", "status -subnet-file /e": "", "no such": "",
+		"-etcd-api ": "auto v2 v3", "doctor -etcd-api=v": "v2 v3", "-iface l": "lo", "-etcd-prefix ": "",
 	} {
 		before, last, found := strings.Cut(words, " ")
 		args := []string{"__complete", before}

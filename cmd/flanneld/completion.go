@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // newCompletion returns the command "flanneld completion".
@@ -70,6 +72,37 @@ func complete(root *cobra.Command, out io.Writer, args []string) error {
 		io.WriteString(out, strings.ReplaceAll(line, "`", "")) // which mark the name of a flag's value
 	}
 	return err
+}
+
+// completeValues defines the completions of values of flags, which are names of files only if the
+// help calls them so.
+func completeValues(c *cobra.Command) {
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		var values func() []string
+		switch kind, _ := pflag.UnquoteUsage(f); {
+		case kind == "file":
+			return
+		case f.Name == "etcd-api":
+			values = func() []string { return []string{"auto", "v2", "v3"} }
+		case f.Name == "iface":
+			values = interfaces
+		default:
+			values = func() []string { return nil }
+		}
+		_ = c.RegisterFlagCompletionFunc(f.Name, func(_ *cobra.Command, _ []string, begin string) ([]string, cobra.ShellCompDirective) {
+			fits := slices.DeleteFunc(values(), func(v string) bool { return !strings.HasPrefix(v, begin) })
+			return fits, cobra.ShellCompDirectiveNoFileComp
+		}) // fails only if the flag does not exist
+	})
+}
+
+// interfaces returns the names of this host's interfaces.
+func interfaces() (names []string) {
+	all, _ := net.Interfaces()
+	for _, i := range all {
+		names = append(names, i.Name)
+	}
+	return names
 }
 
 // bashFallback replaces the two functions of the package bash-completion that cobra's script uses,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -77,6 +78,12 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
 		return doctorUsage
 	}
+	if dir := filepath.Dir(o.bundle); o.bundle != "" {
+		if err := unix.Access(dir, unix.W_OK); err != nil {
+			fmt.Fprintf(stderr, "flanneld doctor: --bundle: %q: cannot write to %s: %v\n", o.bundle, dir, err)
+			return doctorUsage
+		}
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(stderr, "flanneld doctor: not run as root: much cannot be checked")
 	}
@@ -91,6 +98,7 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 		each = func(f doctor.Finding) { fmt.Fprintln(stdout, style.Line(f)) }
 	}
 	var files []doctor.File
+	var unwritten error
 	var collecting sync.WaitGroup
 	if o.bundle != "" {
 		collecting.Go(func() { files = doctor.Collect(run, in, version) })
@@ -101,9 +109,8 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 		return doctorFailed
 	}
 	if collecting.Wait(); o.bundle != "" {
-		if err := doctor.WriteBundle(o.bundle, report, files, in.Redact); err != nil {
-			fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
-			return doctorFailed
+		if unwritten = doctor.WriteBundle(o.bundle, report, files, in.Redact); unwritten == nil && !o.json {
+			fmt.Fprintf(stderr, "wrote %s\n", o.bundle)
 		}
 	}
 	switch {
@@ -114,7 +121,7 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 	default:
 		err = style.Text(stdout, report)
 	}
-	if err != nil {
+	if err = errors.Join(unwritten, err); err != nil {
 		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
 		return doctorFailed
 	}
@@ -143,10 +150,10 @@ func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Opti
 	} else {
 		var err error
 		d, err = doctor.Unit(ctx)
-		source = "no flanneld runs on this host; its settings are those of its unit"
+		source = "no flanneld runs on this host; the settings are those of its unit"
 		if err != nil || file != "" && !samePath(file, d.SubnetFile()) {
 			d.Args, d.Env = nil, env
-			source = "no flanneld runs on this host; its settings are those of the command line"
+			source = "no flanneld runs on this host, and it has no unit; the settings are those of the command line, and the defaults"
 		}
 	}
 	cl, err := parse(o.override(d.Args), d.Env)
@@ -187,11 +194,7 @@ func (o *doctorOptions) override(args []string) []string {
 
 // withoutFlags returns arguments of a daemon without some flags.
 func withoutFlags(args []string, unwanted func(name string) bool) (out []string) {
-	known := newFlags("")
-	for _, g := range groups {
-		g.flags(&commandLine{}, known)
-	}
-	defineWithoutEffect(known)
+	known := daemonFlags(&commandLine{})
 	for i := 0; i < len(args); i++ {
 		name, _, hasValue := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
 		f := known.Lookup(name)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,11 +41,8 @@ type warning struct {
 // parse parses flags and FLANNELD_* variables; flags take precedence. Long flags have one dash or
 // two.
 func parse(args, env []string) (*commandLine, error) {
-	cl := &commandLine{flags: newFlags("flanneld")}
-	for _, g := range groups {
-		g.flags(cl, cl.flags)
-	}
-	defineWithoutEffect(cl.flags)
+	cl := &commandLine{}
+	cl.flags = daemonFlags(cl)
 	if rest := withoutPath(args); len(rest) < len(args) {
 		cl.warnings = append(cl.warnings, warning{"ignored leading argument", []any{"argument", args[0]}})
 		args = rest
@@ -68,6 +66,16 @@ func withoutPath(args []string) []string {
 	return args
 }
 
+// daemonFlags defines the flags of the daemon, which set the values of cl.
+func daemonFlags(cl *commandLine) *pflag.FlagSet {
+	f := newFlags("flanneld")
+	for _, g := range groups {
+		g.flags(cl, f)
+	}
+	defineWithoutEffect(f)
+	return f
+}
+
 // newFlags returns a set without flags, for parseFlags.
 func newFlags(name string) *pflag.FlagSet {
 	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
@@ -89,12 +97,22 @@ func parseFlags(flags *pflag.FlagSet, args []string) error {
 	return strayArgument(flags.Args())
 }
 
+// flagNames returns the names of flags that the help shows.
+func flagNames(flags *pflag.FlagSet) (names []string) {
+	flags.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}
+
 // strayArgument returns an error if there are arguments that are no flags.
 func strayArgument(stray []string) error {
 	if len(stray) == 0 {
 		return nil
 	}
-	return fmt.Errorf("unexpected argument %q: must be a flag; a boolean flag takes its value after an equals sign: --flag=true", stray[0])
+	hint := ""
+	if _, err := strconv.ParseBool(stray[0]); err == nil {
+		hint = "; a boolean flag takes its value after an equals sign: --flag=" + stray[0]
+	}
+	return fmt.Errorf("unexpected argument %q: must be a flag%s", stray[0], hint)
 }
 
 // twoDashes replaces -name by --name. It skips the values of flags, which may begin with a dash
@@ -112,7 +130,7 @@ func twoDashes(flags *pflag.FlagSet, args []string) ([]string, error) {
 		}
 		f := flags.Lookup(name)
 		if f == nil || strings.HasPrefix(a, "---") {
-			return nil, fmt.Errorf("unknown flag %s", a)
+			return nil, fmt.Errorf("unknown flag %s%s", a, didYouMean(name, "--", flagNames(flags)))
 		}
 		if !strings.HasPrefix(a, "--") {
 			out[i] = "-" + a

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"flanneld/pkg/api"
+	"flanneld/pkg/doctor"
 	"flanneld/pkg/status"
 )
 
@@ -62,7 +63,7 @@ error.`
 func (o *statusOptions) run(in *invocation) error {
 	client := api.Dial(o.subnetFile)
 	for {
-		d, err := ask(in.ctx, client)
+		d, err := ask(in.ctx, client, o.subnetFile)
 		if o.watch && in.ctx.Err() != nil {
 			return nil
 		}
@@ -89,15 +90,29 @@ func (o *statusOptions) run(in *invocation) error {
 
 // ask returns the status of a daemon, also of one that does not run or does not answer. An error
 // says nothing about the daemon.
-func ask(ctx context.Context, client *api.Client) (status.Document, error) {
+func ask(ctx context.Context, client *api.Client, subnetFile string) (status.Document, error) {
 	d, err := client.Status(ctx)
 	switch {
-	case errors.Is(err, api.ErrNotRunning), errors.Is(err, api.ErrNoAnswer):
+	case errors.Is(err, api.ErrNotRunning):
+		return status.NotRunning(time.Now(), status.VerdictDown, err.Error()+elsewhere(ctx, subnetFile)), nil
+	case errors.Is(err, api.ErrNoAnswer):
 		return status.NotRunning(time.Now(), status.VerdictDown, err.Error()), nil
 	case errors.Is(err, fs.ErrPermission):
 		return d, fmt.Errorf("%w; must be run as root", err)
 	}
 	return d, err
+}
+
+// elsewhere returns which flannelds of this host have another subnet file, for one who has asked the
+// wrong one.
+func elsewhere(ctx context.Context, subnetFile string) (text string) {
+	daemons, _ := doctor.Daemons(ctx)
+	for _, d := range daemons {
+		if file := d.SubnetFile(); d.Args != nil && !d.Foreign && !samePath(subnetFile, file) {
+			text += fmt.Sprintf("; another one runs (PID %d), with -subnet-file=%s", d.PID, file)
+		}
+	}
+	return text
 }
 
 func (o *statusOptions) print(out io.Writer, d status.Document) error {
@@ -108,11 +123,11 @@ func (o *statusOptions) print(out io.Writer, d status.Document) error {
 		}
 		return e.Encode(d)
 	}
-	terminal := isTerminal(out) && os.Getenv("TERM") != "dumb"
+	terminal := isTerminal(out) && os.Getenv("TERM") != "dumb" // then it is a file
 	text := d.Text(status.Style{All: o.all, Aligned: terminal, Colors: terminal && os.Getenv("NO_COLOR") == ""})
 	switch {
 	case o.watch && terminal:
-		text = "\x1b[H\x1b[2J" + text // the top of an empty screen
+		text = sizeOf(out.(*os.File)).show(text)
 	case o.watch:
 		text = d.Now.Format(time.RFC3339) + "\n" + text + "\n"
 	}

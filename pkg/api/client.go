@@ -19,7 +19,7 @@ import (
 
 const (
 	// clientTimeout limits the time of a request, including its answer.
-	clientTimeout = 10 * time.Second
+	clientTimeout = 5 * time.Second
 	// maxAnswer limits the size of an answer. That of a network with 20,000 peers has 5 MB.
 	maxAnswer = 32 << 20
 )
@@ -86,6 +86,10 @@ func (c *Client) failed(err error) error {
 		return fmt.Errorf("%w on %s within %v", ErrNoAnswer, c.path, clientTimeout)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		return fmt.Errorf("%w on %s: %w", ErrNoAnswer, c.path, err)
+	}
+	var dial *net.OpError
+	if errors.As(err, &dial) {
+		err = dial.Err // without the path once more
 	}
 	return fmt.Errorf("ask flanneld on %s: %w", c.path, err)
 }

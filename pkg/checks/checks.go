@@ -25,8 +25,10 @@ import (
 )
 
 const (
-	// idle is the time between checks without an event, for example of sysctls.
-	idle = time.Minute
+	// idle is the time between checks without an event, for example of sysctls, and wrong that
+	// while something is wrong: who has just corrected it wants to see that.
+	idle  = time.Minute
+	wrong = 5 * time.Second
 	// minPause is the delay after an event, so that a burst such as a restart of docker can end.
 	minPause = 200 * time.Millisecond
 )
@@ -67,6 +69,7 @@ type Checks struct {
 	// The following belong to Run's goroutine.
 	kernel   Kernel            // opened by the first check
 	reported []reportedMissing // by the last check
+	found    bool              // whether the last check found something
 }
 
 // inputs are the latest values that other rooms have set.
@@ -128,7 +131,8 @@ func (c *Checks) set(change func(*inputs) (look bool)) {
 	}
 }
 
-// Run runs the checks until ctx ends: after a burst of triggers, and once a minute.
+// Run runs the checks until ctx ends: after a burst of triggers, and once a minute, or more often
+// while something is wrong.
 func (c *Checks) Run(ctx context.Context) {
 	defer func() {
 		if c.kernel != nil {
@@ -138,11 +142,12 @@ func (c *Checks) Run(ctx context.Context) {
 	// The share of time of checks is limited on a host with many changes, and so is their delay if
 	// the processor is busy.
 	share, rest := pace.Share{OneIn: 50, Min: minPause, Max: 3 * time.Second}, minPause
+	again, next := pace.Share{OneIn: 500, Min: wrong, Max: idle}, idle
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(idle):
+		case <-time.After(next):
 		case <-c.wake:
 			if pace.Sleep(ctx, rest) != nil {
 				return
@@ -154,7 +159,10 @@ func (c *Checks) Run(ctx context.Context) {
 		}
 		begun := time.Now()
 		c.Conditions.SetError(condition.Condition{ID: checksCondition, Severity: condition.Notice, Text: "host checks failed, will retry"}, c.check())
-		rest = share.Rest(time.Since(begun))
+		rest, next = share.Rest(time.Since(begun)), idle
+		if c.found {
+			next = again.Rest(time.Since(begun))
+		}
 	}
 }
 
@@ -186,6 +194,7 @@ func (c *Checks) check() error {
 		})
 	}
 	c.Conditions.Replace("host/", now)
+	c.found = len(found) > 0
 	return nil
 }
 

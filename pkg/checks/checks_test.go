@@ -152,9 +152,14 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 			t.Errorf("unreadable: conditions %s", ids(conditions))
 		}
 		f.change(func() { f.unread, f.sysctls["net/ipv4/ip_forward"] = nil, "1" })
-		time.Sleep(idle + time.Second)
+		time.Sleep(wrong + time.Second)
 		if conditions.Has(checksCondition) || conditions.Has("host/ip-forward") {
-			t.Errorf("a minute later: conditions %s", ids(conditions))
+			t.Errorf("a moment later: conditions %s", ids(conditions))
+		}
+		before := f.looks()
+		time.Sleep(10 * idle)
+		if n := f.looks() - before; n < 9 || n > 11 {
+			t.Errorf("asked %d times in ten minutes while nothing is wrong", n)
 		}
 		c.SetFacts(host.Facts{}, errors.New("the uplink is away"))
 		time.Sleep(2 * minPause)

@@ -88,7 +88,7 @@ func (c *cleanup) identify() error {
 	}
 	c.owner.Network = cmp.Or(env.Network, claim.Subnets.V4()) // at least the subnet
 	if !c.owner.Network.IsValid() || c.owner.Network.Bits() == 0 {
-		return fmt.Errorf("%s: neither it nor the claim beside it names a network, so flanneld's objects cannot be identified", c.SubnetFile)
+		return fmt.Errorf("no network is named in %s or in the file beside it, so it is not known what is flanneld's; set -subnet-file to that of the flanneld that ran", c.SubnetFile)
 	}
 	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnets.V4()} {
 		if v := (firewall.Overlay{Network: c.owner.Network, Subnet: subnet}); subnet.IsValid() && !slices.Contains(c.owner.Overlays, v) {

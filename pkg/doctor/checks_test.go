@@ -307,7 +307,7 @@ func TestChecks(t *testing.T) {
 		{"port is taken", func(f *facts) {
 			f.condition(status.Condition{ID: "base/link flannel.1", Severity: status.Severe, Text: "failed to set up the overlay on this host", Remedy: "kill 12"})
 		}, "FL-DRIFT", "failed to set up", "kill 12", "", ""},
-		{"a peer is skipped", func(f *facts) { f.status.Peers[0].State, f.status.Peers[0].Reason = status.Skipped, "no VtepMAC" }, "FL-PEER-SKIPPED", "1 of 2 peers are left out: 10.42.8.0/24 (192.0.2.8): no VtepMAC", "lease", "", ""},
+		{"a peer is skipped", func(f *facts) { f.status.Peers[0].State, f.status.Peers[0].Reason = status.Skipped, "no VtepMAC" }, "FL-PEER-SKIPPED", "the daemon leaves out 1 of 2 peers: 10.42.8.0/24 (192.0.2.8): no VtepMAC", "lease", "", ""},
 		{"a peer has no entries yet", func(f *facts) {
 			f.later = ptr(*f.status)
 			f.status.Peers = slices.Clone(f.status.Peers)

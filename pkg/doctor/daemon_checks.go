@@ -94,8 +94,8 @@ func checkOneDaemon(ctx context.Context, in *Inputs) Result {
 	for i, a := range all {
 		for _, b := range all[:i] {
 			switch {
-			case a.Args == nil || b.Args == nil:
-				return unknownf("flannelds run with the PIDs %d and %d, whose settings cannot be read", b.PID, a.PID)
+			case a.Args == nil || b.Args == nil || a.Foreign || b.Foreign:
+				return unknownf("flannelds run with the PIDs %d and %d, whose settings and network namespaces cannot be read", b.PID, a.PID)
 			case path.Clean(a.SubnetFile()) == path.Clean(b.SubnetFile()):
 				return failf(fmt.Sprintf("kill %d", a.PID), "two flannelds (PID %d and %d) have one subnet file, %s", b.PID, a.PID, a.SubnetFile())
 			case a.setting("etcd-prefix", defaultPrefix) == b.setting("etcd-prefix", defaultPrefix) && a.setting("etcd-endpoints", "") == b.setting("etcd-endpoints", "") &&
@@ -180,7 +180,7 @@ func checkSkipped(ctx context.Context, in *Inputs) Result {
 	}
 	switch {
 	case len(skipped) > 0:
-		return failf("correct or delete the lease of that host", "%d of %d peers are left out: %s", len(skipped), len(d.Peers), and(skipped[:min(3, len(skipped))]))
+		return failf("correct or delete the lease of that host", "the daemon leaves out %d of %d peers: %s", len(skipped), len(d.Peers), and(skipped[:min(3, len(skipped))]))
 	case len(missing) > 0:
 		return failf("journalctl -u flanneld -n 50 # says which and why", "entries of %d of %d peers could not be made: %s", len(missing), len(d.Peers), and(missing[:min(3, len(missing))]))
 	}

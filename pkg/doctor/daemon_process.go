@@ -22,6 +22,7 @@ type Daemon struct {
 	PID       int
 	Args, Env []string // without the program's name; nil if they may not be read
 	Stopped   bool     // by a signal
+	Foreign   bool     // whose network namespace may not be read: it may be that of another host
 }
 
 // maxComm is more than the length of the name of a process.
@@ -60,10 +61,11 @@ func listDaemons(ctx context.Context) (found []Daemon, err error) {
 		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
 			continue
 		}
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/net")); err == nil && ns != here {
+		ns, err := os.Readlink(filepath.Join(dir, "ns/net"))
+		if err == nil && ns != here {
 			continue
 		}
-		d := Daemon{PID: pid}
+		d := Daemon{PID: pid, Foreign: err != nil}
 		if args, err := readStart(filepath.Join(dir, "cmdline"), 1<<20); err == nil {
 			if d.Args = words(args); len(d.Args) > 0 {
 				d.Args = d.Args[1:]

@@ -88,7 +88,11 @@ func urls(all []Endpoint) string {
 func reasons(all []Endpoint) string {
 	var words []string
 	for _, e := range all {
-		words = append(words, e.URL+": "+e.Err.Error())
+		text := e.Err.Error()
+		if errors.Is(e.Err, context.DeadlineExceeded) {
+			text = "no answer in time"
+		}
+		words = append(words, e.URL+": "+text)
 	}
 	return and(words)
 }

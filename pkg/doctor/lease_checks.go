@@ -171,7 +171,7 @@ func checkLeasesValid(ctx context.Context, in *Inputs) Result {
 	}
 	e := s.Invalid[0]
 	return failf(in.command(s.API, deleteVerb(s.API), dirOf(s)+"/"+e.Key)+" # a daemon that runs writes its lease again",
-		"%d entries below %s are not valid leases: %s: %v", len(s.Invalid), dirOf(s), e.Key, e.Err)
+		"the values of %d of %d entries below %s cannot be used, such as %s: %v", len(s.Invalid), len(s.Invalid)+len(s.Leases), dirOf(s), e.Key, e.Err)
 }
 
 // checkPool fails if all subnets are leased and this host has none.

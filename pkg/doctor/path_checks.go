@@ -233,7 +233,7 @@ func checkUnderlay(ctx context.Context, in *Inputs) Result {
 	switch {
 	case fault > 0:
 		return failf("start that host, or mend the network between the hosts; its lease expires by itself",
-			"%d of %d hosts have answered and do not any more, neither at their public IP nor in the overlay: %s", fault, len(p.All)+p.Other, text)
+			"%d of %d hosts answered before, and now neither at their public IP nor in the overlay: %s", fault, len(p.All)+p.Other, text)
 	case never > 0:
 		return unknownf("%d of %d hosts do not answer at their public IP: they are off, not reachable, or drop pings: %s", never, len(p.All)+p.Other, quiet)
 	}
@@ -260,7 +260,7 @@ func checkOverlay(ctx context.Context, in *Inputs) Result {
 	switch {
 	case fault > 0:
 		return failf(fmt.Sprintf("run flanneld doctor there; permit %s between the hosts", in.carrier(o)),
-			"%d of %d hosts have answered in the overlay and do not any more, but answer at their public IP: %s", fault, len(p.All)+p.Other, text)
+			"%d of %d hosts answered in the overlay before, and now only at their public IP: %s", fault, len(p.All)+p.Other, text)
 	case never > 0:
 		return unknownf("%d of %d hosts have not answered in the overlay: their flanneld is down, %s is blocked, or they drop pings: %s", never, len(p.All)+p.Other, in.carrier(o), quiet)
 	}
