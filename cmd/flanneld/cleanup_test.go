@@ -133,7 +133,7 @@ func TestCleanup(t *testing.T) {
 			if left, _ := filepath.Glob(h.SubnetFile + "*"); len(left) > 0 {
 				t.Errorf("files left: %s", left)
 			}
-			if code, said := c.cleanup(h, file); code != 1 || !strings.Contains(said, "names a network") {
+			if code, said := c.cleanup(h, file); code != 1 || !strings.Contains(said, "no network is named in") {
 				t.Errorf("without files: exit code %d, %s", code, said)
 			}
 		})
