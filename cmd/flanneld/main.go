@@ -76,6 +76,9 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 		log.Warn(w.text, w.fields...)
 	}
 	log.Info("starting flanneld", "version", version, "etcd_prefix", cl.options.Etcd.Prefix)
+	if !mayChangeNetwork() {
+		log.Warn("cannot change the network without CAP_NET_ADMIN, run flanneld as root")
+	}
 
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal kills

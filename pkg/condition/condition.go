@@ -71,7 +71,7 @@ func (c Condition) Remedy() string {
 }
 
 // String returns the condition as one line for people: its text, its fields except commands, and
-// the reason.
+// then what says most.
 func (c Condition) String() string {
 	var details, reasons []string
 	for i := 0; i+1 < len(c.Fields); i += 2 {
@@ -81,7 +81,7 @@ func (c Condition) String() string {
 		}
 		switch key {
 		case "command":
-		case "err", "reason":
+		case "err", "reason", "examples":
 			reasons = append(reasons, ": "+value)
 		default:
 			details = append(details, strings.ReplaceAll(key, "_", " ")+" "+value)

@@ -128,3 +128,16 @@ func TestFlappingConditionIsLoggedAFewTimes(t *testing.T) {
 		})
 	}
 }
+
+func TestStringIsASentence(t *testing.T) {
+	for want, c := range map[string]Condition{
+		"a text": {Text: "a text"},
+		"a text (device docker0, public ip 192.0.2.7)":  {Text: "a text", Fields: []any{"device", "docker0", "command", "ip link", "public_ip", "192.0.2.7"}},
+		"a text (count 2): a (1 %), b: no \"free\" one": {Text: "a text", Fields: []any{"count", 2, "examples", "a (1 %), b", "err", errors.New(`no "free" one`)}},
+		`a text (key "a\x1b[2J\n"): "b\u202e"`:          {Text: "a text", Fields: []any{"key", "a\x1b[2J\n", "reason", "b\u202e"}},
+	} {
+		if got := c.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -92,8 +92,11 @@ func mends(dropped []Passage, mend func(firewall.Barrier) string) string {
 
 // andOthers returns how many other kinds of packets have the same result.
 func andOthers(all []Passage) string {
-	if len(all) < 2 {
+	switch len(all) {
+	case 0, 1:
 		return ""
+	case 2:
+		return ", and one other kind of packets"
 	}
 	return fmt.Sprintf(", and %d other kinds of packets", len(all)-1)
 }

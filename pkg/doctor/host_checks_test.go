@@ -138,7 +138,7 @@ func TestHostChecks(t *testing.T) {
 			"", strings.Join([]string{aboutForward, aboutInput, aboutOutput, aboutNAT, aboutBridge}, " ")},
 		{"tunnel port", func(f *facts) {
 			f.local.filter("-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT", "-A INPUT -p icmp -j ACCEPT", "-A INPUT -j REJECT --reject-with icmp-host-prohibited")
-		}, aboutInput, `tunnel packets from 192.0.2.8 are dropped by rule "-A INPUT -j REJECT --reject-with icmp-host-prohibited" in iptables-legacy table filter, and 1 other`,
+		}, aboutInput, `tunnel packets from 192.0.2.8 are dropped by rule "-A INPUT -j REJECT --reject-with icmp-host-prohibited" in iptables-legacy table filter, and one other`,
 			"iptables-legacy -t filter -I INPUT -p udp --dport 8472 -j ACCEPT", "", ""},
 		{"one peer", func(f *facts) { f.local.filter("-A INPUT -s 192.0.2.9/32 -j DROP") }, aboutInput, "tunnel packets from 192.0.2.9 are dropped", "8472", "", ""},
 		{"to peers", func(f *facts) {
