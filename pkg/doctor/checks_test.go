@@ -221,6 +221,11 @@ func TestChecks(t *testing.T) {
 		}, "", "", "", "", ""},
 
 		{"no config", func(f *facts) { f.v3().Err, f.v3().Config = registry.ErrNoConfig, nil; f.status = nil }, "FL-CONFIG-MISSING", "/coreos.com/network/config in the v3 API", "etcdctl", "", "-"},
+		{"no config, as far as etcd answers", func(f *facts) {
+			f.v2().Err = registry.ErrNoConfig
+			f.v3().Err, f.v3().Config, f.v3().Leases = context.DeadlineExceeded, nil, nil
+			f.elsewhere = []Place{{"coreos.com/network", store.APIv3}}
+		}, "", "", "", "", "-"},
 		{"config under another prefix", func(f *facts) {
 			f.v3().Err, f.v3().Config, f.status = registry.ErrNoConfig, nil, nil
 			f.elsewhere = []Place{{"/atomic.io/network", store.APIv2}}

@@ -33,11 +33,16 @@ func checkConfigThere(ctx context.Context, in *Inputs) Result {
 		return unknownf("cannot ask etcd: %v", err)
 	}
 	var have, missing []string
+	unread := map[store.API]error{} // an API that no endpoint answers for may have one
 	for _, e := range all {
 		for _, s := range e.Stores {
 			where := fmt.Sprintf("%s in the %s API", s.Key, s.API)
+			if _, known := unread[s.API]; !known || s.answers() || errors.Is(s.Err, registry.ErrNoAPI) {
+				unread[s.API] = s.Err
+			}
 			switch {
 			case !mayUse(in.Options.API, s.API):
+				delete(unread, s.API)
 			case s.has() || errors.Is(s.Err, registry.ErrLongConfig):
 				have = append(have, where)
 			case errors.Is(s.Err, registry.ErrNoConfig):
@@ -53,6 +58,11 @@ func checkConfigThere(ctx context.Context, in *Inputs) Result {
 		return okf("there is a network config: %s", and(have))
 	case len(missing) == 0:
 		return unusable()
+	}
+	for api, err := range unread {
+		if !(Store{Err: err}).answers() && !errors.Is(err, registry.ErrNoAPI) {
+			return unknownf("there is none at %s, and the %s API cannot be read: %v", and(missing), api, err)
+		}
 	}
 	elsewhere, err := in.Elsewhere.Get(ctx)
 	if err != nil || len(elsewhere) == 0 {
