@@ -121,9 +121,15 @@ func flagSet(name string) *pflag.FlagSet {
 	return f
 }
 
+// backends are the types of backends that the demo can run.
+var backends = []string{"vxlan", "host-gw", "udp", "alloc"}
+
 func (s settings) check() error {
 	if s.hosts < 1 || s.hosts > 50 {
 		return fmt.Errorf("--hosts: %d: must be 1 to 50", s.hosts)
+	}
+	if s.backend != "" && !slices.Contains(backends, s.backend) {
+		return fmt.Errorf("--backend: %q: must be one of %s", s.backend, strings.Join(backends, ", "))
 	}
 	if s.only != "" && !slices.Contains(sectionNames, s.only) {
 		return fmt.Errorf("--only: %q: must be one of %s", s.only, strings.Join(sectionNames, ", "))

@@ -29,6 +29,7 @@ func TestParse(t *testing.T) {
 		{"bench --help", 0, "--quick"},
 		{self + " --hosts 0", 2, "--hosts: 0: must be 1 to 50"},
 		{self + " --hosts x", 2, "invalid argument"},
+		{self + " --backend vxlna", 2, `--backend: "vxlna": must be one of vxlan, host-gw, udp, alloc`},
 		{self + " --quick", 2, "--quick"},
 		{"bench --hosts 2 " + self, 2, "--hosts"},
 		{"demo more " + self, 2, `"more"`},

@@ -256,7 +256,7 @@ func listenAddr(name, value string) (netip.AddrPort, error) {
 	}
 	a, err := netip.ParseAddrPort(full)
 	if err != nil || a.Port() == 0 {
-		return netip.AddrPort{}, bad(name, value, "an IP address and a port, such as 127.0.0.1:9560")
+		return netip.AddrPort{}, bad(name, value, "an IP address and a port, such as 127.0.0.1:9285")
 	}
 	return a, nil
 }

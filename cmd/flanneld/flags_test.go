@@ -118,7 +118,7 @@ func TestBadValueOfEachFlag(t *testing.T) {
 		"public-ip": {address, []string{"x", "::1", "0.0.0.0"}}, "subnet-file": {"a path", []string{""}}, "healthz-ip": {"an IP address", []string{"x", ""}},
 		"subnet-lease-renew-margin": {"1 to 1439", []string{"0", "1440"}}, "iptables-resync": {"1 to 3600", []string{"0", "3601"}},
 		"healthz-port": {"0 (off) to 65535", []string{"-1", "65536"}}, "probe-interval": {"0 (off) or 100ms to 1h", []string{"-1s", "99ms", "1h0m1s"}},
-		"status-listen": {"an IP address and a port, such as 127.0.0.1:9560", []string{"9560", "127.0.0.1", ":0", "127.0.0.1:65536", "localhost:9560"}},
+		"status-listen": {"an IP address and a port, such as 127.0.0.1:9285", []string{"9560", "127.0.0.1", ":0", "127.0.0.1:65536", "localhost:9560"}},
 	}
 	anyText := []string{"etcd-discovery-srv", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password", "iface"}
 	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {
