@@ -25,6 +25,7 @@ const watchEvery = 2 * time.Second
 type statusOptions struct {
 	subnetFile       string
 	json, watch, all bool
+	shown            bool // something is on the screen
 }
 
 // newStatus returns the command "flanneld status".
@@ -128,6 +129,10 @@ func (o *statusOptions) print(out io.Writer, d status.Document) error {
 	switch {
 	case o.watch && terminal:
 		text = sizeOf(out.(*os.File)).show(text)
+		if !o.shown { // most terminals keep what was there
+			text = "\x1b[2J" + text
+		}
+		o.shown = true
 	case o.watch:
 		text = d.Now.Format(time.RFC3339) + "\n" + text + "\n"
 	}
