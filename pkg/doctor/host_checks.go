@@ -15,7 +15,8 @@ func hostChecks() []Check {
 	return []Check{
 		{ID: "FL-IP-FORWARD", Explains: []string{"host/ip-forward"}, Rank: rankFilter + 3, Run: settingCheck("IP forwarding is on", "ip-forward")},
 		{ID: "FL-RP-FILTER", Explains: []string{"host/rp-filter/"}, Rank: rankHost + 1, Run: settingCheck("reverse path filtering drops no packets of the overlay", "rp-filter/")},
-		{ID: "FL-CONNTRACK-FULL", Explains: []string{"host/conntrack"}, Rank: rankHost + 2, Run: settingCheck("the conntrack table has room", "conntrack")},
+		// Before the checks of etcd, to which no new connection can be made then.
+		{ID: "FL-CONNTRACK-FULL", Explains: []string{"host/conntrack"}, Rank: rankStore - 1, Run: settingCheck("the conntrack table has room", "conntrack")},
 		{ID: "FL-NEIGH-LIMIT", Rank: rankHost + 3, Run: checkNeighbors},
 		{ID: "FL-PORT-TAKEN", Explains: []string{"base/"}, Rank: rankHost - 2, Run: checkPort},
 		{ID: "FL-DOCKER-SUBNET", Explains: []string{"host/docker/"}, Rank: rankHost - 3, Run: surroundingsCheck("docker's bridges are where they should be", "docker/")},

@@ -37,6 +37,15 @@ func Make() (*Namespace, error) {
 	return r.n, nil
 }
 
+// First returns the network namespace of the machine's first process.
+func First() (*Namespace, error) {
+	file, err := os.Open("/proc/1/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open the first network namespace: %w", err)
+	}
+	return &Namespace{file}, nil
+}
+
 // leave moves the calling thread to a new namespace.
 func leave() (*Namespace, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -37,6 +37,7 @@ var suites = []suite{
 	{pkg: "cmd/flanneld", run: "TestJoin|TestRepair|TestRestart|TestFieldConfigs|TestNewUplinkAddress|TestUDP|TestUDPRestart|TestUDPRepair",
 		short: "TestRepair|TestUDPRepair|TestFieldConfigs/host-gw"},
 	{pkg: "cmd/flanneld", run: zooModules, short: zooModules},
+	{pkg: "cmd/flanneld", run: "TestDoctorOnMachine", short: "TestDoctorOnMachine"},
 }
 
 // zooModules are the hosts whose links need modules that not every kernel has. ZOO=all runs only
@@ -147,7 +148,7 @@ func build(t *testing.T, dir string) (script string) {
 		}
 	}
 	run("build", "-ldflags=-s -w", "-o", filepath.Join(dir, "usr/local/bin/flanneld"), "./cmd/flanneld")
-	script = fmt.Sprintf("export FLANNELD=/usr/local/bin/flanneld FLANNEL_LAB_SLOW=%d ZOO='%s'\nstatus=0\necho vm-release $(uname -r)\n",
+	script = fmt.Sprintf("export FLANNELD=/usr/local/bin/flanneld FLANNEL_LAB_MACHINE=yes FLANNEL_LAB_SLOW=%d ZOO='%s'\nstatus=0\necho vm-release $(uname -r)\n",
 		slowness, os.Getenv("ZOO"))
 	for _, s := range suites {
 		if s.pattern() == "" {
