@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -31,14 +30,16 @@ func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	c := exec.CommandContext(ctx, path, args...)
+	running, end := context.WithCancel(ctx)
+	defer end()
+	c := exec.CommandContext(running, path, args...)
 	// The group is killed with the command, so that no child of a script outlives the doctor.
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = exitDelay
 	c.Env = append(os.Environ(), "LC_ALL=C", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0")
 	var out, errs limitedBuffer
-	out.room, errs.room, out.last = maxOutput, 4<<10, true
+	out.room, errs.room, out.full = maxOutput, 4<<10, end
 	c.Stdout, c.Stderr = &out, &errs
 	err = c.Run()
 	switch {
@@ -72,7 +73,7 @@ type limitedBuffer struct {
 	kept []byte
 	room int
 	cut  bool
-	last bool // a write for which there is no room fails, which ends the command
+	full func() // called by a write for which there is no room; may be nil
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
@@ -80,8 +81,8 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 	b.cut = b.cut || n < len(p)
 	b.room -= n
 	b.kept = append(b.kept, p[:n]...)
-	if b.last && b.cut {
-		return n, io.ErrShortWrite
+	if b.cut && b.full != nil {
+		b.full()
 	}
 	return len(p), nil
 }
