@@ -33,16 +33,15 @@ func checkConfigThere(ctx context.Context, in *Inputs) Result {
 		return unknownf("cannot ask etcd: %v", err)
 	}
 	var have, missing []string
-	unread := map[store.API]error{} // an API that no endpoint answers for may have one
+	read := map[store.API]error{} // of an endpoint that knows whether there is one, if any does
 	for _, e := range all {
 		for _, s := range e.Stores {
 			where := fmt.Sprintf("%s in the %s API", s.Key, s.API)
-			if _, known := unread[s.API]; !known || s.answers() || errors.Is(s.Err, registry.ErrNoAPI) {
-				unread[s.API] = s.Err
+			if _, asked := read[s.API]; mayUse(in.Options.API, s.API) && (!asked || s.knowsConfig()) {
+				read[s.API] = s.Err
 			}
 			switch {
 			case !mayUse(in.Options.API, s.API):
-				delete(unread, s.API)
 			case s.has() || errors.Is(s.Err, registry.ErrLongConfig):
 				have = append(have, where)
 			case errors.Is(s.Err, registry.ErrNoConfig):
@@ -59,8 +58,8 @@ func checkConfigThere(ctx context.Context, in *Inputs) Result {
 	case len(missing) == 0:
 		return unusable()
 	}
-	for api, err := range unread {
-		if !(Store{Err: err}).answers() && !errors.Is(err, registry.ErrNoAPI) {
+	for api, err := range read {
+		if !(Store{Err: err}).knowsConfig() {
 			return unknownf("there is none at %s, and the %s API cannot be read: %v", and(missing), api, err)
 		}
 	}

@@ -56,6 +56,9 @@ func (s Store) answers() bool {
 	return s.Err == nil || errors.Is(s.Err, registry.ErrNoConfig) || errors.Is(s.Err, registry.ErrLongConfig)
 }
 
+// knowsConfig reports whether the store says that there is a network config, or that there is none.
+func (s Store) knowsConfig() bool { return s.answers() || errors.Is(s.Err, registry.ErrNoAPI) }
+
 // mayUse reports whether a host with a value of -etcd-api may use an API.
 func mayUse(setting, api store.API) bool {
 	return setting == api || setting != store.APIv2 && setting != store.APIv3
