@@ -9,6 +9,9 @@ const maxTypos = 2
 func didYouMean(word, dashes string, all []string) string {
 	best, typos := "", min(maxTypos, len(word)/2)+1
 	for _, name := range all {
+		if max(len(word)-len(name), len(name)-len(word)) >= typos {
+			continue // the distance is at least this; a word may be very long
+		}
 		if n := distance(word, name); n < typos {
 			best, typos = name, n
 		}
