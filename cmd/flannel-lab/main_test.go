@@ -117,8 +117,8 @@ func TestBench(t *testing.T) {
 	}
 }
 
-// TestBenchStops: a bench that is cancelled removes everything at once. How long that takes depends
-// on what else is done to network namespaces of this machine.
+// TestBenchStops: a bench that is cancelled measures nothing more and begins to remove everything. How
+// long the removal takes depends on what else is done to network namespaces of this machine.
 func TestBenchStops(t *testing.T) {
 	path := daemon(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -35,7 +35,7 @@ func machineFaults() []fault {
 	return []fault{
 		{
 			name: "no module for the backend", id: "FL-MODULES", said: []string{"no module vxlan", "modprobe vxlan"},
-			also:   []string{"FL-CONDITION", "FL-DEVICE-CHANGED", "FL-DRIFT", "FL-LEASE-MISSING", "FL-POOL-FULL"},
+			also:   []string{"FL-DRIFT"},
 			before: func(c *faultCluster) { c.put("config", vxlanConfig); c.hideModule("vxlan") },
 			start: func(c *faultCluster) {
 				for _, h := range c.Hosts {
