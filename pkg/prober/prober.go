@@ -151,8 +151,9 @@ func (p *Prober) Run(ctx context.Context) {
 			return
 		}
 		p.takeTurn(ctx)
-		if next = next.Add(p.cfg.Interval); time.Until(next) < 0 {
-			next = time.Now().Add(p.cfg.Interval)
+		pause := p.pause()
+		if next = next.Add(pause); time.Until(next) < 0 {
+			next = time.Now().Add(pause)
 		}
 	}
 }
@@ -195,6 +196,17 @@ func (p *Prober) takeTurn(ctx context.Context) {
 		p.receive(ctx, time.Now().Add(answerTime), 1)
 	}
 	p.report()
+}
+
+// pause returns the time between this turn and the next one: an interval, or longer if the next one
+// would have nothing to do, because most of what an idle daemon costs is waking up.
+func (p *Prober) pause() time.Duration {
+	if p.reporter.dirty {
+		return p.cfg.Interval
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.schedule.pause()
 }
 
 // probe sends a probe, and reports whether there was one to send.

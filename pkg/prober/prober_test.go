@@ -241,6 +241,28 @@ func TestWhatIsSent(t *testing.T) {
 	}
 }
 
+// TestIdleProberSleeps: while few peers answer, it wakes once in a round.
+func TestIdleProberSleeps(t *testing.T) {
+	start(t, vxlan, 3, func(f *fixture) {
+		f.after(10 * time.Second)
+		turns := func() int { // each is one read that times out, beside the answers
+			f.net.mu.Lock()
+			defer f.net.mu.Unlock()
+			return f.net.reads - len(f.net.sent)
+		}
+		before := turns()
+		f.after(time.Minute)
+		if n := turns() - before; n < 29 || n > 31 {
+			t.Errorf("woke %d times in a minute", n)
+		}
+		f.net.set(func(n *network) { n.down[addr("10.42.101.0")] = true })
+		f.after(10 * time.Second)
+		if r := f.result(1); r.State != Failing {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
 // TestRTTOfSlowPaths: answers that arrive long after all probes of an interval were sent are measured
 // as exactly as fast ones; those that arrive after the timeout are lost.
 func TestRTTOfSlowPaths(t *testing.T) {

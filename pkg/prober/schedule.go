@@ -186,6 +186,15 @@ func (s *schedule) begin(now time.Duration) {
 	s.credit = min(s.credit+rate, rate+1, perInterval) // a fraction is kept
 }
 
+// pause returns the time from the beginning of this interval to that of the next one in which there
+// is something to do.
+func (s *schedule) pause() time.Duration {
+	if len(s.waiting) > 0 || len(s.retries) > 0 || s.next < len(s.peers) {
+		return s.interval
+	}
+	return max(s.interval, s.roundAt+perRound*s.interval-s.begunAt)
+}
+
 // pick returns the next probe to send in this interval, if there is one. token is unpredictable.
 func (s *schedule) pick(now time.Duration, token [tokenSize]byte) (p probe, device string, ok bool) {
 	if s.credit < 1 || len(s.peers) == 0 {
