@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,15 +62,19 @@ func listDaemons(ctx context.Context) (found []Daemon, err error) {
 		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
 			continue
 		}
+		// A process that ends loses its arguments first, then its namespaces, and becomes a zombie
+		// last. Before Linux 5.18, a program may have no arguments, but no flanneld is started so.
+		args, unread := readStart(filepath.Join(dir, "cmdline"), 1<<20)
 		ns, err := os.Readlink(filepath.Join(dir, "ns/net"))
-		if err == nil && ns != here {
+		switch {
+		case unread == nil && len(args) == 0, err != nil && !errors.Is(err, fs.ErrPermission):
+			continue // it ends
+		case err == nil && ns != here:
 			continue
 		}
 		d := Daemon{PID: pid, Foreign: err != nil}
-		if args, err := readStart(filepath.Join(dir, "cmdline"), 1<<20); err == nil {
-			if d.Args = words(args); len(d.Args) > 0 {
-				d.Args = d.Args[1:]
-			}
+		if d.Args = words(args); len(d.Args) > 0 {
+			d.Args = d.Args[1:]
 		}
 		if env, err := readStart(filepath.Join(dir, "environ"), 1<<20); err == nil {
 			d.Env = words(env)

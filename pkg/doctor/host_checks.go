@@ -41,7 +41,11 @@ func settingCheck(fine string, ids ...string) func(context.Context, *Inputs) Res
 			return unknownf("cannot read routes: %v", err)
 		}
 		o, f := in.hostOverlay(ctx)
-		return findings(o.CheckSysctls(f, s, values), fine, ids)
+		r := findings(o.CheckSysctls(f, s, values), fine, ids)
+		if r.Status == OK && ids[0] == "rp-filter/" && f.Uplink == "" {
+			return unknownf("the interface that carries the overlay is not known")
+		}
+		return r
 	}
 }
 

@@ -23,9 +23,13 @@ const trackedShare = 90
 
 func rpFilterPath(iface string) string { return "net/ipv4/conf/" + iface + "/rp_filter" }
 
-// CheckedSysctls returns the paths of the sysctls that CheckSysctls needs.
+// CheckedSysctls returns the paths of the sysctls that CheckSysctls needs. The uplink need not be
+// known.
 func (o Overlay) CheckedSysctls(f Facts) []string {
-	paths := []string{forwarding, bridgeFilter, rpFilterAll, rpFilterPath(f.Uplink), tracked, trackedMax}
+	paths := []string{forwarding, bridgeFilter, rpFilterAll, tracked, trackedMax}
+	if f.Uplink != "" {
+		paths = append(paths, rpFilterPath(f.Uplink))
+	}
 	for _, d := range o.Devices {
 		paths = append(paths, rpFilterPath(d))
 	}

@@ -3,6 +3,7 @@ package host
 import (
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -73,9 +74,11 @@ func TestCheckSysctls(t *testing.T) {
 			}
 		})
 	}
-	for _, path := range (Overlay{Devices: devices}).CheckedSysctls(f) {
-		if path == "" || path[0] == '/' {
-			t.Errorf("path %q", path)
+	for _, f := range []Facts{f, {}} {
+		for _, path := range (Overlay{Devices: devices}).CheckedSysctls(f) {
+			if path == "" || path != filepath.Clean(path) || path[0] == '/' {
+				t.Errorf("path %q", path)
+			}
 		}
 	}
 }
