@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,7 +30,12 @@ import (
 // Tests run in parallel: each has its own hosts, etcd, files and names, and waits most of its time.
 // A test that does not call t.Parallel runs alone, before the others, because it measures times or
 // needs all processors, or the lock under which the kernel changes networks; a comment says which.
-func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
+// TestMain collects garbage less often than usual: this process sends and receives the traffic of
+// many hosts at a time.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400)
+	os.Exit(lab.Main(m.Run))
+}
 
 const (
 	defaultPrefix = "/coreos.com/network"
@@ -79,7 +86,7 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 		t.Fatal(err)
 	}
 	o.Flanneld = path
-	if strings.HasPrefix(t.Name(), underTheUnit+"/") {
+	if strings.HasPrefix(t.Name(), underTheUnit) {
 		if o.Unit, err = unit(); err != nil {
 			t.Fatal(err)
 		}
@@ -204,8 +211,14 @@ func (c *cluster) startEach(command lab.Command, hosts ...*lab.Host) (all []*lab
 	return all
 }
 
-// share returns how much of a processor processes use for some time, the busiest of them.
+// share returns how much of a processor the busiest of some processes uses for some time.
 func (c *cluster) share(d time.Duration, processes ...*lab.Process) (most float64) {
+	c.t.Helper()
+	return slices.Max(c.shares(d, processes...))
+}
+
+// shares returns how much of a processor each of some processes uses for some time.
+func (c *cluster) shares(d time.Duration, processes ...*lab.Process) (all []float64) {
 	c.t.Helper()
 	var before []time.Duration
 	for _, p := range processes {
@@ -214,9 +227,9 @@ func (c *cluster) share(d time.Duration, processes ...*lab.Process) (most float6
 	start := time.Now()
 	pauseFor(c.ctx, d)
 	for i, p := range processes {
-		most = max(most, (c.usage(p).CPU-before[i]).Seconds()/time.Since(start).Seconds())
+		all = append(all, (c.usage(p).CPU-before[i]).Seconds()/time.Since(start).Seconds())
 	}
-	return most
+	return all
 }
 
 // sideBySide calls f for 0 to n-1 at the same time.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -13,13 +14,15 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestDaemonStorm starts two hundred daemons at once, as after a power cut: all
-// become ready, with distinct subnets, and know each other.
+// TestDaemonStorm starts a hundred daemons at once, as after a power cut: all become ready, with
+// distinct subnets, and know each other.
+//
+// STORM_HOSTS is the number of hosts (100).
 func TestDaemonStorm(t *testing.T) {
-	// Not parallel: two hundred starting daemons leave no CPU for others.
+	// Not parallel: a hundred starting daemons leave no CPU for others.
 	for _, api := range []string{"v2", "v3"} {
 		t.Run(api, func(t *testing.T) {
-			hosts := 200
+			hosts := given(t, "STORM_HOSTS", "100", strconv.Atoi)
 			if testing.Short() {
 				hosts = 50
 			}
@@ -28,7 +31,7 @@ func TestDaemonStorm(t *testing.T) {
 			t.Logf("a lab of %d hosts built within %v", hosts, time.Since(start).Round(time.Millisecond))
 			// Each host receives the leases of all others: the work is quadratic, however few
 			// processors there are. Nobody is probed: the hosts share one table of neighbours, the kernel's,
-			// in which 40,000 pairs have no room.
+			// in which so many pairs have no room.
 			c.must(c.Etcd.Prioritize())
 			c.must(c.Etcd.Store(api).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
 			start = time.Now()

@@ -15,26 +15,23 @@ import (
 // unit is that which is shipped.
 var unit = sync.OnceValues(func() (*lab.Unit, error) { return lab.ReadUnit("../../dist/flanneld.service") })
 
-// underTheUnit is the name of the test in which every flanneld has what its unit leaves it.
+// underTheUnit begins the names of the tests in which every flanneld has what its unit leaves it.
 const underTheUnit = "TestUnderTheUnit"
 
 // TestUnderTheUnit runs tests of repairs, restarts, packet filter rules, status and probes again, with
 // the capabilities, system calls and places to write that dist/flanneld.service leaves a
 // flanneld.
 func TestUnderTheUnit(t *testing.T) {
-	// Not parallel, as some of the tests; then the others run side by side.
+	t.Parallel()
 	need(t, "systemd-analyze")
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
-		{"TestRepair", TestRepair},
 		{"TestRestart", TestRestart},
 		{"TestUplinkMTU", TestUplinkMTU},
 		{"TestUDPRepair", TestUDPRepair},
-		{"TestUDPRestart", TestUDPRestart},
 		{"TestMasquerade", TestMasquerade},
-		{"TestRulesRepair", TestRulesRepair},
 		{"TestDockerRules", TestDockerRules},
 		{"TestRuleThatIPTablesCannotRead", TestRuleThatIPTablesCannotRead},
 		{"TestForeignPacketFilters", TestForeignPacketFilters},
@@ -47,6 +44,14 @@ func TestUnderTheUnit(t *testing.T) {
 	} {
 		t.Run(test.name, test.run)
 	}
+}
+
+func TestUnderTheUnitAlone(t *testing.T) {
+	// Not parallel, as these tests.
+	need(t, "systemd-analyze")
+	t.Run("TestRepair", TestRepair)
+	t.Run("TestUDPRestart", TestUDPRestart)
+	t.Run("TestRulesRepair", TestRulesRepair)
 }
 
 // testRemovedRuntimeDirectory removes /run/flannel, which only systemd can create again with write
