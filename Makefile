@@ -76,15 +76,13 @@ UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|status|doctor|regist
 SHORT_RACED = registry/etcdv3 doctor
 # Packages whose tests take longest, which are begun first.
 SLOW = subnet iptables tunnel/e2e
-# Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
+# Tests of clusters of daemons. Those that say that they are not parallel measure times, or leave no
+# CPU for others: they run alone, unless TESTFLAGS selects tests.
 CLUSTERS = ./cmd/flanneld
+QUIET = $(shell awk '/^func Test/ { match($$2, /^[A-Za-z0-9]*/); name = substr($$2, 1, RLENGTH) } /\/\/ Not parallel/ { printf "%s%s", sep, name; sep = "|" }' $(CLUSTERS)/*_test.go)
+APART = $(if $(findstring -run,$(TESTFLAGS))$(findstring -skip,$(TESTFLAGS)),,^($(QUIET))$$)
 # Number of cluster tests that run in parallel: most of the time they wait.
-PARALLEL ?= 10
-# Cluster tests that do nearly nothing but wait, for minutes, for example until a daemon reads the
-# network config again. They run in parallel to the packages.
-WAITING = ConfigChanges|FullPool|WaitingHostTakesOverAnyConfig|Password|EtcdCertificates|LastSubnet|EtcdMayBeReadOnly|NewUplinkAddressWhileAway
-# The same as a regular expression, unless TESTFLAGS selects tests.
-APART = $(if $(findstring -run,$(TESTFLAGS))$(findstring -skip,$(TESTFLAGS)),,^Test($(WAITING))$$)
+PARALLEL ?= 12
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 
@@ -123,7 +121,7 @@ help:
 	@echo '  make caches                create what these two keep in the cache (root)'
 	@echo '  make zoo                   hosts of all shapes, with every backend (root)'
 	@echo '  make fuzz                  every fuzz target, with FUZZTIME inputs each'
-	@echo '  make chaos                 random faults in a cluster, for CHAOS_TIME (root);'
+	@echo '  make chaos                 random faults in a cluster, for CHAOS_TIME, then 200 hosts at once (root);'
 	@echo '                             CHAOS_SEED=..., CHAOS_BACKEND=... and CHAOS_API=v2 or v3 repeat a run'
 	@echo '  make siege                 all attacks on a cluster together, for SIEGE_TIME (root);'
 	@echo '                             SIEGE_BACKEND=... and SIEGE_API=... select one of each'
@@ -261,16 +259,16 @@ packages:
 	fi; \
 	.ci/packages missing test
 
-# Packages in parallel, and the cluster tests that wait, then the other cluster tests alone.
-# Everything is compiled before, because compilers leave no CPU for others. All tests run, even
-# after a failure. test-arch runs in the background with idle priority. The filter prints what "go
-# test" prints, and at the end a summary.
+# Packages and clusters in parallel, then the cluster tests that need quiet. Everything is compiled
+# before, because compilers leave no CPU for others. All tests run, even after a failure. Packages
+# run with low priority, and test-arch with idle priority, so that clusters do not wait for them.
+# The filter prints what "go test" prints, and at the end a summary.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
-	arch=$$(mktemp); side=$$(mktemp); waiting=$$(mktemp); set -m; \
+	arch=$$(mktemp); clusterlog=$$(mktemp); restlog=$$(mktemp); set -m; \
 	chrt --idle 0 $(MAKE) --no-print-directory test-arch LENIENT=yes >"$$arch" 2>&1 & \
-	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$side" "$$waiting"' EXIT; \
+	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$clusterlog" "$$restlog"' EXIT; \
 	$(MAKE) --no-print-directory vet || status=1; \
 	$(MAKE) --no-print-directory gofmt || status=1; \
 	race=; \
@@ -284,14 +282,14 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
 	  set -m; \
-	  { [ -z "$(APART)" ] || tested -parallel 10 -run '$(APART)' $$clusters; exit $$failed; } >"$$waiting" & waits=$$!; \
-	  { tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); exit $$failed; } >"$$side" & sides=$$!; \
-	  set +m; trap 'kill -- -$$waits -$$sides 2>/dev/null || true' EXIT; \
-	  [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 4 $$race; \
-	  wait $$sides || failed=1; \
-	  wait $$waits || failed=1; \
-	  cat "$$side" "$$waiting"; \
-	  tested -p 1 -parallel $(PARALLEL) $(if $(APART),-skip '$(APART)') $$clusters; \
+	  { tested -parallel $(PARALLEL) $(if $(APART),-skip '$(APART)') $$clusters; exit $$failed; } >"$$clusterlog" & cluster=$$!; \
+	  { renice -n 10 $$BASHPID >/dev/null; tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); exit $$failed; } >"$$restlog" & others=$$!; \
+	  set +m; trap 'kill -- -$$cluster -$$others 2>/dev/null || true' EXIT; \
+	  ( renice -n 10 $$BASHPID >/dev/null; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 2 $$race; exit $$failed ) || failed=1; \
+	  wait $$others || failed=1; \
+	  wait $$cluster || failed=1; \
+	  cat "$$restlog" "$$clusterlog"; \
+	  [ -z "$(APART)" ] || tested -run '$(APART)' $$clusters; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	wait $$! || status=1; \
@@ -364,8 +362,8 @@ fuzz: | need-go
 CHAOS_TIME ?= 10m
 .PHONY: chaos
 chaos: need-root dist/flanneld
-	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' CHAOS_BACKEND='$(CHAOS_BACKEND)' \
-	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
+	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' CHAOS_BACKEND='$(CHAOS_BACKEND)' STORM_HOSTS=200 \
+	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$|^TestDaemonStorm$$' ./cmd/flanneld
 
 # "make test" has a short run.
 SIEGE_TIME ?= 10m
