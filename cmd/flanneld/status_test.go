@@ -260,7 +260,7 @@ func TestStatusSockets(t *testing.T) {
 		t.Helper()
 		c.within(20*time.Second, "the status of "+n.prefix, func() error {
 			d, err := c.status(n.file(h))
-			if err != nil || d.Daemon.PID != p.PID() || d.Lease.Subnet.Addr().As4()[1] != second || d.Store.Prefix != n.prefix {
+			if err != nil || d.Daemon.PID != p.PID() || !d.Lease.Subnet.IsValid() || d.Lease.Subnet.Addr().As4()[1] != second || d.Store.Prefix != n.prefix {
 				return fmt.Errorf("%+v, %w", d, err)
 			}
 			return nil

@@ -14,6 +14,7 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/lab/netns"
+	"flanneld/pkg/lab/wait"
 )
 
 var (
@@ -214,7 +215,11 @@ func (b *bed) differ(what, got, want string) {
 	}
 }
 
-// newTables finds the commands that are installed.
+// newTables finds the commands that are installed, which may take longer on a slow machine.
 func newTables(f firewall.Family) (*Tables, error) {
-	return NewTools(time.Second).get(tool{f, firewall.Nowhere})
+	tables, err := NewTools(time.Second).get(tool{f, firewall.Nowhere})
+	if err == nil {
+		tables.timeout *= time.Duration(wait.Slow())
+	}
+	return tables, err
 }
