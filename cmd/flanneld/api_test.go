@@ -86,27 +86,33 @@ func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 	c.said(returns.Flanneld(), 1, "chose store", "store=v2")
 }
 
-// TestConfigIsElsewhere: without a config, the log contains the command to create one, and where
-// other configs are; then either store can be used.
+// TestConfigIsElsewhere: without a config, the log contains where there is another one, or else the
+// command to create one; then either store can be used.
 func TestConfigIsElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, f := range []struct {
 		name, args string
+		elsewhere  bool
 		hint       []string
 		api        string // where the config is written
 	}{
-		{"auto to v2", "", []string{"ETCDCTL_API=3 etcdctl --endpoints=http://172.31.200.1:2379 put /coreos.com/network/config", "ETCDCTL_API=2 etcdctl", "set /coreos.com/network/config"}, "v2"},
-		{"auto to v3", "", []string{"etcdctl", "there is one at /atomic.io/network/config in the v2 API"}, "v3"},
-		{"v2", "-etcd-api=v2", []string{"ETCDCTL_API=2", "set /coreos.com/network/config"}, "v2"},
-		{"v3", "-etcd-api=v3", []string{"ETCDCTL_API=3", "put /coreos.com/network/config"}, "v3"},
+		{"auto to v2", "", false, []string{"ETCDCTL_API=3 etcdctl --endpoints=http://172.31.200.1:2379 put /coreos.com/network/config", "ETCDCTL_API=2 etcdctl", "set /coreos.com/network/config"}, "v2"},
+		{"auto to v3", "", true, []string{"there is one at /atomic.io/network/config in the v2 API"}, "v3"},
+		{"v2", "-etcd-api=v2", false, []string{"ETCDCTL_API=2", "set /coreos.com/network/config"}, "v2"},
+		{"v3", "-etcd-api=v3", false, []string{"ETCDCTL_API=3", "put /coreos.com/network/config"}, "v3"},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
-			c.must(c.Etcd.Put(c.ctx, "/atomic.io/network/config", vxlanConfig, 0))
+			if f.elsewhere {
+				c.must(c.Etcd.Put(c.ctx, "/atomic.io/network/config", vxlanConfig, 0))
+			}
 			c.launch(h, strings.Fields(f.args)...)
 			c.saysTimes(h.Flanneld(), 1, append([]string{"level=WARN", "network config is missing"}, f.hint...)...)
+			if f.elsewhere {
+				c.said(h.Flanneld(), 0, "etcdctl")
+			}
 			c.use(f.api)
 			c.put("config", vxlanConfig)
 			c.must(h.Flanneld().WaitReady(c.ctx))

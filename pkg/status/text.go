@@ -73,6 +73,9 @@ func (d *Document) storeText() string {
 	if s.API != "" {
 		name += " " + s.API
 	}
+	if s.Up != nil && !*s.Up && len(s.Endpoints) > 0 {
+		name += " at " + strings.Join(s.Endpoints, " ")
+	}
 	answers, peers := "not asked yet", "list of peers unknown"
 	if s.ViewAge != nil {
 		peers = "list of peers " + span(seconds(*s.ViewAge)) + " old"

@@ -62,11 +62,7 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 		"":                             {"config", "/config"},
 	} {
 		t.Run(prefix, func(t *testing.T) {
-			t.Parallel()
 			for i, api := range []API{APIv3, APIv2} {
-				if prefix == "" && api == APIv2 {
-					continue // the same key as that of "/", which exists by then or makes it exist
-				}
 				o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
 				s := start(t, o, api, Identity{})
 				commands := suggested(t, s)
@@ -77,6 +73,8 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 				if raw, err := s.Config(t.Context()); err != nil || string(raw) != SampleConfig {
 					t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
 				}
+				// While there is one in another place, no command is suggested for the next.
+				paste(t, etcdctl(o, api, map[API]string{APIv3: "del", APIv2: "rm"}[api], keys[i]))
 			}
 		})
 	}
@@ -128,7 +126,7 @@ func TestMoveCommand(t *testing.T) {
 }
 
 // A config is found under the same path with or without its leading slash, which are two keys in
-// v3.
+// v3. No command is suggested that creates a second one.
 func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	t.Parallel()
 	server := etcdtest.StartEtcd(t)
@@ -138,6 +136,9 @@ func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 		s := start(t, here, APIv3, Identity{})
 		if _, err := s.Config(t.Context()); err == nil || !strings.Contains(err.Error(), "there is one at "+c[1]+"/config in the v3 API") {
 			t.Errorf("%s: %v", c[0], err)
+		}
+		if commands := suggested(t, s); len(commands) > 0 {
+			t.Errorf("%s: suggested %q", c[0], commands)
 		}
 	}
 }

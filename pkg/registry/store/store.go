@@ -309,11 +309,12 @@ type absentError struct {
 
 func (e *absentError) Unwrap() error { return e.error }
 
-// Commands returns the commands that create the config in each API that answers.
+// Commands returns the commands that create the config in each API that answers. There are none if
+// a config is in another place, because that one is probably meant.
 func (e *absentError) Commands() []string { return e.commands }
 
-// absent returns the error with the commands that create the config on this server, and with the
-// place of another config.
+// absent returns the error with the place of another config, or else with the commands that create
+// one on this server.
 func (s *Store) absent(ctx context.Context, answers []answer) error {
 	var e absentError
 	for i, a := range answers {
@@ -334,7 +335,7 @@ func (s *Store) absent(ctx context.Context, answers []answer) error {
 		s.found = s.elsewhere(ctx)
 	}
 	if s.found != "" {
-		e.error = fmt.Errorf("%w; there is one at %s (-etcd-prefix, -etcd-api)", e.error, s.found)
+		e.error, e.commands = fmt.Errorf("%w; there is one at %s (-etcd-prefix, -etcd-api)", e.error, s.found), nil
 	}
 	return &e
 }
