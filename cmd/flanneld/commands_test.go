@@ -167,13 +167,22 @@ func TestCompletionScripts(t *testing.T) {
 	}
 	script, _, _ := said(t, "completion", "bash")
 	const try = `
-flanneld() { [ "$*" = "__complete status -js" ] && printf '%s\n' '-json	print' :4; }
-COMP_WORDS=(flanneld status -js) COMP_CWORD=2 COMP_LINE='flanneld status -js' COMP_POINT=19 COMP_TYPE=9
-__start_flanneld
-echo "${COMPREPLY[@]}"
+flanneld() {
+    case "$*" in
+    "__complete status -js") printf '%s\n' '-json	print' :4 ;;
+    "__complete -etcd-api=v") printf '%s\n' v2 v3 :4 ;;
+    esac
+}
+try() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_TYPE=9 COMPREPLY=()
+    __start_flanneld
+    echo "${COMPREPLY[@]}"
+}
+try flanneld status -js
+try flanneld -etcd-api = v
 `
 	out, err := exec.Command("bash", "--norc", "-c", script+try).Output() // compopt fails outside of a completion
-	if err != nil || strings.TrimSpace(string(out)) != "-json" {
+	if err != nil || string(out) != "-json\nv2 v3\n" {
 		t.Errorf("bash completes with %q, %v", out, err)
 	}
 }

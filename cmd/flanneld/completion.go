@@ -106,9 +106,20 @@ func interfaces() (names []string) {
 }
 
 // bashFallback replaces the two functions of the package bash-completion that cobra's script uses,
-// for hosts without the package.
+// for hosts without the package. Bash splits words at "=" and ":"; the first one joins them again.
 const bashFallback = `declare -F _get_comp_words_by_ref >/dev/null || _get_comp_words_by_ref() {
-    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
+    local i last
+    words=()
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        last=$((${#words[@]} - 1))
+        if ((i > 1)) && [[ ${COMP_WORDS[i]} == [=:]* || ${words[last]} == *[=:] ]]; then
+            words[last]+=${COMP_WORDS[i]}
+        else
+            words+=("${COMP_WORDS[i]}")
+        fi
+    done
+    cword=$((${#words[@]} - 1))
+    cur=${words[cword]} prev=${words[cword-1]}
 }
 declare -F __ltrim_colon_completions >/dev/null || __ltrim_colon_completions() { :; }
 
