@@ -76,13 +76,15 @@ UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|status|doctor|regist
 SHORT_RACED = registry/etcdv3 doctor
 # Packages whose tests take longest, which are begun first.
 SLOW = subnet iptables tunnel/e2e
-# Tests of clusters of daemons. Those that say that they are not parallel measure times, or leave no
-# CPU for others: they run alone, unless TESTFLAGS selects tests.
+# Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
 CLUSTERS = ./cmd/flanneld
-QUIET = $(shell awk '/^func Test/ { match($$2, /^[A-Za-z0-9]*/); name = substr($$2, 1, RLENGTH) } /\/\/ Not parallel/ { printf "%s%s", sep, name; sep = "|" }' $(CLUSTERS)/*_test.go)
-APART = $(if $(findstring -run,$(TESTFLAGS))$(findstring -skip,$(TESTFLAGS)),,^($(QUIET))$$)
 # Number of cluster tests that run in parallel: most of the time they wait.
 PARALLEL ?= 10
+# Cluster tests that do nearly nothing but wait, for minutes, for example until a daemon reads the
+# network config again. They run in parallel to the packages.
+WAITING = ConfigChanges|FullPool|WaitingHostTakesOverAnyConfig|Password|EtcdCertificates|LastSubnet|EtcdMayBeReadOnly|NewUplinkAddressWhileAway
+# The same as a regular expression, unless TESTFLAGS selects tests.
+APART = $(if $(findstring -run,$(TESTFLAGS))$(findstring -skip,$(TESTFLAGS)),,^Test($(WAITING))$$)
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 
@@ -259,16 +261,16 @@ packages:
 	fi; \
 	.ci/packages missing test
 
-# Packages and clusters in parallel, then the cluster tests that need quiet. Everything is compiled
-# before, because compilers leave no CPU for others. All tests run, even after a failure. Packages
-# run with low priority, and test-arch with idle priority, so that clusters do not wait for them.
-# The filter prints what "go test" prints, and at the end a summary.
+# Packages in parallel, and the cluster tests that wait, then the other cluster tests alone.
+# Everything is compiled before, because compilers leave no CPU for others. All tests run, even
+# after a failure. test-arch runs in the background with idle priority. The filter prints what "go
+# test" prints, and at the end a summary.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
-	arch=$$(mktemp); clusterlog=$$(mktemp); restlog=$$(mktemp); set -m; \
+	arch=$$(mktemp); side=$$(mktemp); waiting=$$(mktemp); set -m; \
 	chrt --idle 0 $(MAKE) --no-print-directory test-arch LENIENT=yes >"$$arch" 2>&1 & \
-	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$clusterlog" "$$restlog"' EXIT; \
+	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$side" "$$waiting"' EXIT; \
 	$(MAKE) --no-print-directory vet || status=1; \
 	$(MAKE) --no-print-directory gofmt || status=1; \
 	race=; \
@@ -282,14 +284,14 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
 	  set -m; \
-	  { tested -parallel $(PARALLEL) $(if $(APART),-skip '$(APART)') $$clusters; exit $$failed; } >"$$clusterlog" & cluster=$$!; \
-	  { export FLANNEL_LAB_SLOW=4; renice -n 19 $$BASHPID >/dev/null; tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); exit $$failed; } >"$$restlog" & others=$$!; \
-	  set +m; trap 'kill -- -$$cluster -$$others 2>/dev/null || true' EXIT; \
-	  ( export FLANNEL_LAB_SLOW=4; renice -n 19 $$BASHPID >/dev/null; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 2 $$race; exit $$failed ) || failed=1; \
-	  wait $$others || failed=1; \
-	  wait $$cluster || failed=1; \
-	  cat "$$restlog" "$$clusterlog"; \
-	  [ -z "$(APART)" ] || tested -run '$(APART)' $$clusters; \
+	  { [ -z "$(APART)" ] || tested -parallel 10 -run '$(APART)' $$clusters; exit $$failed; } >"$$waiting" & waits=$$!; \
+	  { tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); exit $$failed; } >"$$side" & sides=$$!; \
+	  set +m; trap 'kill -- -$$waits -$$sides 2>/dev/null || true' EXIT; \
+	  [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 4 $$race; \
+	  wait $$sides || failed=1; \
+	  wait $$waits || failed=1; \
+	  cat "$$side" "$$waiting"; \
+	  tested -p 1 -parallel $(PARALLEL) $(if $(APART),-skip '$(APART)') $$clusters; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	wait $$! || status=1; \

@@ -63,7 +63,7 @@ func True(t testing.TB, what string, ok func() bool) {
 	})
 }
 
-// slowVariable is set in emulated machines, and where tests have low priority.
+// slowVariable is set in emulated machines only.
 const slowVariable = "FLANNEL_LAB_SLOW"
 
 // Slow returns how many times slower than a real machine this one is: the whole number in the
