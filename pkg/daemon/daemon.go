@@ -22,6 +22,7 @@ import (
 	"flanneld/pkg/condition"
 	"flanneld/pkg/filter"
 	"flanneld/pkg/host"
+	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/needs"
@@ -66,6 +67,7 @@ type daemon struct {
 	log        *slog.Logger
 	conditions *condition.List
 	kernel     *kernel.Kernel
+	iptables   *iptables.Tools
 	state      *api.State
 	started    time.Time
 	files      *subnetenv.Keeper
@@ -110,6 +112,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	defer k.Close()
 	d.kernel = k
+	d.iptables = iptables.NewTools(o.Rules.Resync)
+	go d.iptables.Search() // while etcd is asked; it ends by itself
 	stop, err := d.answer(ctx)
 	if err != nil {
 		return err

@@ -16,7 +16,6 @@ import (
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/firewalld"
 	"flanneld/pkg/host"
-	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/nftables"
@@ -155,7 +154,7 @@ func (d *daemon) setMTU(f host.Facts, err error) {
 
 // newFeed returns the feed of the packet filter and the underlay lock.
 func (d *daemon) newFeed(nft *nftables.Keeper) *filter.Feed {
-	ipt := iptables.NewTools(d.options.Rules.Resync)
+	ipt := d.iptables
 	rules := filter.New(filter.Config{
 		Options: d.options.Rules, Choice: d.net.NFTables,
 		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},

@@ -25,9 +25,10 @@ const (
 
 // Tools finds the iptables commands of this host when they are needed.
 type Tools struct {
-	resync  time.Duration
-	lock    *lock
-	probing singleflight.Group // by command
+	resync    time.Duration
+	lock      *lock
+	probing   singleflight.Group // by command
+	searching singleflight.Group // likewise
 
 	mu    sync.Mutex // not held while a process runs
 	found map[tool]found
@@ -50,11 +51,15 @@ type found struct {
 	retryAt time.Time // earliest time of the next search
 }
 
-// NewTools returns the tools of this host. It does not search for them yet. resync is the time
+// NewTools returns the tools of this host. It does not search for them yet; see Search. resync is the time
 // between two listings, because Watch misses some changes.
 func NewTools(resync time.Duration) *Tools {
 	return &Tools{resync: resync, lock: newLock(), found: map[tool]found{}}
 }
+
+// Search searches for the installed commands, so that the first Sync of their keeper need not. It
+// takes the time of starting them twice.
+func (t *Tools) Search() { _, _ = t.get(tool{firewall.IPv4, firewall.Nowhere}) } // Sync reports the error
 
 // Installed returns the keeper that uses the commands named "iptables", of either variant.
 func (t *Tools) Installed() *Keeper { return &Keeper{t, firewall.Nowhere} }
@@ -70,6 +75,12 @@ func (t *Tools) get(w tool) (*Tables, error) {
 	if last := t.last(w); last.tables != nil || time.Until(last.retryAt) > 0 {
 		return last.tables, last.err
 	}
+	tables, err, _ := t.searching.Do(w.command(), func() (any, error) { return t.search(w) })
+	return tables.(*Tables), err
+}
+
+// search searches for a tool, and keeps the result.
+func (t *Tools) search(w tool) (*Tables, error) {
 	begun := time.Now()
 	name := w.command()
 	tables, err := t.find(name, commandTimeout)

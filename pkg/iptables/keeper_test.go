@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,5 +130,30 @@ func TestWatchOfWhatIsNotThere(t *testing.T) {
 	}
 	if c, err := tools.Legacy().Watch(t.Context()); c == nil || err != nil {
 		t.Errorf("%v, %v", c, err)
+	}
+}
+
+// TestSearchIsMadeOnce: a Sync waits for the search that is under way, and does not repeat it.
+func TestSearchIsMadeOnce(t *testing.T) {
+	dir := onPath(t, map[string]string{"iptables": nftVersion})
+	script := "#!/bin/sh\necho start >>$0.starts; /bin/sleep 0.2; echo '" + nftVersion + "'\n"
+	if err := os.WriteFile(filepath.Join(dir, "iptables"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	tools := NewTools(time.Second)
+	var both sync.WaitGroup
+	both.Go(tools.Search)
+	both.Go(func() {
+		if _, err := tools.Installed().tables(firewall.IPv4); err != nil {
+			t.Error(err)
+		}
+	})
+	both.Wait()
+	if v := tools.Installed().Traits(firewall.IPv4).Version; v == "" {
+		t.Error("the version is unknown")
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "iptables.starts"))
+	if err != nil || strings.Count(string(text), "start") != 2 {
+		t.Errorf("started %q, %v; want twice, once by go-iptables", text, err)
 	}
 }
