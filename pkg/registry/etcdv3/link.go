@@ -247,6 +247,10 @@ func (c *resultConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// maxTokens is the number of tokens that are requested for one operation. A signed token that is
+// valid for seconds may expire before it is used: its times are whole seconds (RFC 7519, 4.1.4).
+const maxTokens = 3
+
 // read does an operation that may be done twice: if need be, once at each endpoint.
 func (l *link) read(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
 	return l.try(ctx, limit, true, do)
@@ -259,7 +263,7 @@ func (l *link) write(ctx context.Context, do func(context.Context) error) error 
 }
 
 func (l *link) try(ctx context.Context, limit time.Duration, twice bool, do func(context.Context) error) error {
-	endpoints, renewed := len(l.endpoints.All), false
+	endpoints, tokens := len(l.endpoints.All), 0
 	for attempt := 1; ; attempt++ {
 		used, err := l.attempt(ctx, limit, do)
 		if err == nil {
@@ -270,8 +274,8 @@ func (l *link) try(ctx context.Context, limit time.Duration, twice bool, do func
 		}
 		code, _ := facts(err)
 		switch {
-		case tokenRefused(err) && !renewed && l.endpoints.Username != "":
-			renewed = true
+		case tokenRefused(err) && tokens < maxTokens && l.endpoints.Username != "":
+			tokens++
 			l.forget(used)
 		case code == codes.Unavailable && attempt <= endpoints && (twice || refused(err, rpctypes.ErrNoLeader)):
 		case code == codes.DeadlineExceeded && attempt < endpoints && twice:
