@@ -132,7 +132,7 @@ func checkManaged(ctx context.Context, in *Inputs) Result {
 		return managedByNM(o.Device, text, err, func() (string, error) {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
-			out, err := output(ctx, "nmcli", "-g", "GENERAL.STATE", "device", "show", o.Device)
+			out, err := output(ctx, "nmcli", "-g", "GENERAL.STATE,GENERAL.CONNECTION", "device", "show", o.Device)
 			return string(out), err
 		})
 	}
@@ -153,30 +153,29 @@ func managedByNetworkd(device string, state []byte, err error) Result {
 		"systemd-networkd configures %s, by %s, and changes what flanneld sets", device, file)
 }
 
-// managedByNM reads the state file of a device, which NetworkManager writes. A device with a
-// connection of NetworkManager's own has its UUID. For others it asks nmcli, because NetworkManager
-// also calls those managed that it only watches.
+// managedByNM reads the state file of a device, which NetworkManager writes. It calls a device
+// managed, with a connection of its own, also if it only watches the device, as it does with those of
+// other programs. So nmcli is asked for the state and the connection.
 func managedByNM(device string, state []byte, err error, ask func() (string, error)) Result {
-	const remedy = `printf '[keyfile]\nunmanaged-devices=interface-name:flannel*\n' > /etc/NetworkManager/conf.d/flannel.conf; nmcli general reload`
 	if err != nil {
 		return unknownf("cannot read what NetworkManager knows of %s: %v", device, err)
 	}
 	if setting(state, "managed") != "true" && setting(state, "managed") != "1" {
 		return okf("NetworkManager leaves %s alone", device)
 	}
-	if uuid := setting(state, "connection-uuid"); uuid != "" {
-		return failf(remedy, "NetworkManager configures %s, by its connection %s, and changes what flanneld sets", device, uuid)
-	}
 	said, err := ask()
+	now, connection, _ := strings.Cut(strings.TrimSpace(said), "\n")
 	switch {
 	case err != nil:
 		return unknownf("whether NetworkManager configures %s is not known: %v", device, err)
-	case strings.Contains(said, "externally") || strings.Contains(said, "unmanaged"):
+	case strings.Contains(now, "(connected (externally)"):
 		return okf("NetworkManager watches %s, and does not change it", device)
-	case strings.Contains(said, "(connected") || strings.Contains(said, "(connecting"):
-		return failf(remedy, "NetworkManager configures %s (%s), and changes what flanneld sets", device, strings.TrimSpace(said))
+	case strings.Contains(now, "(connected") || strings.Contains(now, "(connecting"):
+		// += keeps the devices that other files leave unmanaged.
+		return failf(`printf '[keyfile]\nunmanaged-devices+=interface-name:flannel*\n' > /etc/NetworkManager/conf.d/flannel.conf; nmcli general reload`,
+			"NetworkManager configures %s, by its connection %q, and changes what flanneld sets", device, connection)
 	}
-	return okf("NetworkManager does not configure %s (%s)", device, strings.TrimSpace(said))
+	return okf("NetworkManager does not configure %s: %s", device, now)
 }
 
 // checkDevice fails if the overlay's device is not as this host has announced it.

@@ -294,21 +294,25 @@ func TestManagersOfDevices(t *testing.T) {
 	if r := managedByNetworkd("flannel.1", nil, errors.New("no")); r.Status != Unknown {
 		t.Errorf("unreadable: %+v", r)
 	}
+	const managed = "[device]\nmanaged=true\nperm-hw-addr-fake=02:E5:3E:A9:F3:AA\nconnection-uuid=fae68c3b-c74b-44e3-b01e-bdd4bd877862\nnm-owned=false\n"
 	for _, c := range []struct {
 		state, said string
 		err         error
 		want        Status
 	}{
+		{"[device]\nperm-hw-addr-fake=02:E5:3E:A9:F3:AA\nnm-owned=false\n", "", nil, OK}, // as NetworkManager 1.42 and 1.52 write it
 		{"[device]\nmanaged=false\n", "", nil, OK},
-		{"[device]\nmanaged=true\nconnection-uuid=6d2c\n", "", nil, Fail},
-		{"[device]\nmanaged=true\n", "100 (connected (externally))\n", nil, OK},
-		{"[device]\nmanaged=true\n", "100 (connected)\n", nil, Fail},
-		{"[device]\nmanaged=true\n", "30 (disconnected)\n", nil, OK},
-		{"[device]\nmanaged=true\n", "10 (unmanaged)\n", nil, OK},
-		{"[device]\nmanaged=true\n", "", errors.New("nmcli: no answer in time"), Unknown},
+		{managed, "100 (connected (externally))\nflannel.1\n", nil, OK},
+		{managed, "100 (connected)\nflannel.1\n", nil, Fail},
+		{managed, "70 (connecting (getting IP configuration))\nflannel.1\n", nil, Fail},
+		{managed, "30 (disconnected)\n\n", nil, OK},
+		{managed, "10 (unmanaged)\n\n", nil, OK},
+		{managed, "", errors.New("nmcli: no answer in time"), Unknown},
 	} {
 		if r := managedByNM("flannel.1", []byte(c.state), nil, func() (string, error) { return c.said, c.err }); r.Status != c.want {
 			t.Errorf("%q, %q: %+v", c.state, c.said, r)
+		} else if c.want == Fail && (!strings.Contains(r.Summary, `connection "flannel.1",`) || !strings.Contains(r.Remedy, "unmanaged-devices+=")) { // with "=", it would replace the lists of other files
+			t.Errorf("%s, remedy %q", r.Summary, r.Remedy)
 		}
 	}
 	if r := managedByNM("flannel.1", nil, errors.New("no"), nil); r.Status != Unknown {
