@@ -2,13 +2,7 @@
 
 package dist_test
 
-import (
-	"encoding/json"
-	"strings"
-
-	"flanneld/pkg/doctor"
-	"flanneld/pkg/lab/logs"
-)
+import "flanneld/pkg/lab/logs"
 
 // said is a script that finds a line in the log of the present run of flanneld.
 func said(words string) string {
@@ -41,31 +35,4 @@ func (s *system) dockerCameFirst() string {
 	line := h.must("journalctl -q -o cat -u flanneld | grep 'WARN.*docker bridge is not on this host.s subnet.*device=docker0 addr=172.17.0.1/16'")
 	h.eventually("journalctl -q -o cat -u flanneld | grep 'no longer: docker bridge'")
 	return logs.Command(line)
-}
-
-// managedDevice has systemd-networkd configure the overlay's device. The doctor names it first, and
-// nothing else, and what it says mends that.
-func (s *system) managedDevice() string {
-	s.Helper()
-	h := s.hosts[0]
-	h.must(`printf '[Match]\nName=flannel*\n' >/etc/systemd/network/50-all.network; networkctl reload`)
-	h.eventually(`flanneld doctor | grep '✗ FL-DEVICE-MANAGED'`)
-	var r doctor.Report
-	if err := json.Unmarshal([]byte(h.must("flanneld doctor --json || [ $? = 1 ]")), &r); err != nil {
-		s.Fatal(err)
-	}
-	first := r.Findings[0]
-	for i, f := range r.Findings {
-		if f.Status == doctor.Fail != (i == 0) {
-			s.Errorf("%s: %s, %s", f.ID, f.Status, f.Summary)
-		}
-	}
-	if first.ID != "FL-DEVICE-MANAGED" || !strings.Contains(first.Summary, "50-all.network") {
-		s.Errorf("the first is %s: %s", first.ID, first.Summary)
-	}
-	h.must(first.Remedy)
-	h.eventually("flanneld doctor >/dev/null")
-	h.must("rm /etc/systemd/network/50-all.network /etc/systemd/network/01-flannel.network; networkctl reload")
-	s.ping()
-	return first.Summary
 }

@@ -17,17 +17,19 @@ import (
 // after flanneld, which runs in its unit. The tunnel's port is opened with the command in the log.
 func TestSystemFirewalls(t *testing.T) {
 	s := newSystemOn(t, "firewalls", network("vxlan"),
-		machine.Kind{Suite: machine.Bookworm, Firewalls: true}, machine.Kind{Suite: machine.Trixie, Firewalls: true})
+		machine.Kind{Suite: machine.Bookworm, Managers: true}, machine.Kind{Suite: machine.Trixie, Managers: true})
 	s.scenario("installed by the README", func() string {
 		s.both(func(h *host) { h.readme("TARBALL") })
 		return s.reachable()
 	})
-	for _, f := range []struct{ name, start, reload, restart, stop string }{
-		{"firewalld", "systemctl start firewalld", "firewall-cmd --reload", "systemctl restart firewalld", "systemctl stop firewalld"},
-		{"ufw", "ufw --force enable", "ufw reload", "systemctl restart ufw", "ufw disable"},
+	s.scenario("NetworkManager configures the device", s.networkManager)
+	for _, f := range []struct{ name, start, open, reload, restart, stop string }{
+		{"firewalld", "systemctl start firewalld", "firewall-cmd --zone=public --add-port=8472/udp", "firewall-cmd --reload", "systemctl restart firewalld", "systemctl stop firewalld"},
+		{"ufw", "ufw --force enable", "ufw allow 8472/udp", "ufw reload", "systemctl restart ufw", "ufw disable"},
 	} {
 		s.scenario(f.name+" started after flanneld", func() string {
 			s.both(func(h *host) { h.must(f.start) })
+			s.closedPort(f.name, f.open)
 			return s.openPort()
 		})
 		for _, event := range []struct{ what, command string }{

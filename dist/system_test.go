@@ -35,7 +35,7 @@ func TestSystemVXLAN(t *testing.T) {
 	s.scenario("hardened unit", s.hardened)
 	s.scenario("repairs under the unit", s.repairs)
 	s.scenario("the tunnel's port is taken", s.takenPort)
-	s.scenario("systemd-networkd configures the device", s.managedDevice)
+	s.scenario("systemd-networkd configures the device", s.networkd)
 	s.scenario("capabilities", s.capabilities)
 	s.scenario("watchdog", s.watchdog)
 	s.scenario("image instead of the unit", s.image)

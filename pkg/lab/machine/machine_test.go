@@ -24,7 +24,7 @@ func TestRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, k := range []machine.Kind{
-		{Suite: machine.Bookworm}, {Suite: machine.Bookworm, Firewalls: true}, {Suite: machine.Trixie, Firewalls: true},
+		{Suite: machine.Bookworm}, {Suite: machine.Bookworm, Managers: true}, {Suite: machine.Trixie, Managers: true},
 	} {
 		first, err := machine.RootOf(t.Context(), k, func(s string) { t.Log(s) })
 		if err != nil {

@@ -17,14 +17,14 @@ const (
 // packages are the packages of a host: systemd, docker, packet filters, and tools for tests.
 const packages = "systemd,systemd-sysv,dbus,docker.io,iptables,nftables,iproute2,iputils-ping,procps,busybox-static"
 
-// firewalls are the additional packages of a host with firewalls. They are installed but not
-// started. firewalld needs python3-nftables to write nftables.
-const firewalls = ",firewalld,python3-nftables,ufw"
+// managers are the additional packages of a host whose firewall and devices other programs can
+// manage. They are installed but not started. firewalld needs python3-nftables to write nftables.
+const managers = ",firewalld,python3-nftables,ufw,network-manager"
 
 // Kind describes a root file system.
 type Kind struct {
-	Suite     string
-	Firewalls bool // firewalld and ufw are installed
+	Suite    string
+	Managers bool // firewalld, ufw and NetworkManager are installed
 }
 
 // arguments returns the arguments of mmdebstrap without suite, directory and mirrors. Documentation
@@ -35,9 +35,9 @@ func (k Kind) arguments() []string {
 		packages += ",docker-cli" // no longer part of docker.io
 	}
 	var hooks []string
-	if k.Firewalls {
-		packages += firewalls
-		hooks = []string{`--customize-hook=systemctl --root="$1" disable firewalld ufw`}
+	if k.Managers {
+		packages += managers
+		hooks = []string{`--customize-hook=systemctl --root="$1" disable firewalld ufw NetworkManager`}
 	}
 	return append(hooks,
 		"--quiet", "--variant=essential", "--format=directory", "--include="+packages,
