@@ -6,6 +6,8 @@ import (
 	"os"
 	"regexp"
 	"time"
+
+	"flanneld/pkg/lab"
 )
 
 // pathFaults are the faults of the uplink, the paths to other hosts, and the kernel's entries.
@@ -76,6 +78,15 @@ func pathFaults() []fault {
 				c.start(c.peer)
 				c.sh(c.h, "ip link add flannel.1 type bridge")
 				c.launch(c.h)
+			},
+		},
+		{
+			// The daemon repairs it at once, until it has to back off.
+			name: "another program keeps changing the device", id: "FL-DEVICE-CHANGED", said: []string{"its MAC is 02:00:00:00:00:99, and peers send to"},
+			also: append([]string{"FL-DRIFT"}, unreachable...),
+			make: func(c *faultCluster) {
+				_, err := c.h.Run(lab.Command{Path: "/bin/sh", Args: []string{"-c", "while ip link set flannel.1 address 02:00:00:00:00:99; do sleep 0.02; done"}})
+				c.must(err)
 			},
 		},
 		{
