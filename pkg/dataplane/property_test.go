@@ -181,7 +181,7 @@ func (c chance) put(m *model, o Op) {
 // trials returns the number of random cases per property, which is lower on an emulated processor.
 func trials() int {
 	if testing.Short() {
-		return 4000
+		return 1000
 	}
 	return 20000
 }
