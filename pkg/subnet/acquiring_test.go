@@ -357,7 +357,7 @@ func TestOwnKeyIsWrittenWhileAStepIsUnderWay(t *testing.T) {
 		"overwritten": func(s *scarce) { s.reg.Put("10.42.7.0-24", value(elsewhere, 99), ttl) },
 		"deleted":     func(s *scarce) { s.reg.Remove("10.42.7.0-24") },
 		"all deleted": func(s *scarce) { s.reg.RemoveAll() },
-		"wiped":       func(s *scarce) { s.reg.Wipe() },
+		"wiped":       func(s *scarce) { s.reg.Wipe(0) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(f *fixture) {
@@ -407,10 +407,7 @@ func TestRegistryIsWipedUnheard(t *testing.T) {
 		s.reg.Fail(nil)
 		elapse(2 * time.Second) // the own key was looked at
 		s.gate.admit("get answer")
-		s.reg.Wipe()
-		for range 1000 {
-			s.reg.SetConfig(nil)
-		}
+		s.reg.Wipe(1000)
 		s.reg.Put("10.42.8.0-24", value(them, 80), 0)
 		s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
 		release()
@@ -443,7 +440,7 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 		elapse(time.Second)
 		s.reg.Fail(errAway)
 		elapse(time.Second)
-		s.reg.Wipe()
+		s.reg.Wipe(0)
 		s.full()
 		release := s.gate.hold("create answer")
 		s.reg.Fail(nil)

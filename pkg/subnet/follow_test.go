@@ -245,7 +245,7 @@ func TestFollowWiped(t *testing.T) {
 			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		}
 		elapse(time.Second)
-		w.outage(time.Minute, w.reg.Wipe)
+		w.outage(time.Minute, func() { w.reg.Wipe(0) })
 		w.expect(0)
 		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
@@ -523,7 +523,7 @@ func TestFollowEndsWithContext(t *testing.T) {
 func TestFollowMarksStaleLeases(t *testing.T) {
 	for name, forget := range map[string]func(w *following){
 		"deleted": func(w *following) { w.reg.Remove("10.42.8.0-24") },
-		"wiped":   func(w *following) { w.outage(time.Minute, w.reg.Wipe) },
+		"wiped":   func(w *following) { w.outage(time.Minute, func() { w.reg.Wipe(0) }) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			following1(t, func(w *following) {
@@ -552,7 +552,7 @@ func TestFollowMarksStaleLeases(t *testing.T) {
 // gets its address.
 func TestFollowBadEntryIsNotStale(t *testing.T) {
 	following1(t, func(w *following) {
-		w.outage(time.Minute, w.reg.Wipe)
+		w.outage(time.Minute, func() { w.reg.Wipe(0) })
 		w.outage(time.Second, func() {
 			w.reg.Put("10.42.8.0-24", "{", 0)
 			w.reg.SetHistory(0) // all is listed again

@@ -246,7 +246,7 @@ func TestIdentityInWipedStore(t *testing.T) {
 		}
 		elapse(time.Second)
 		w.outage(10*time.Second, func() {
-			w.reg.Wipe()
+			w.reg.Wipe(0)
 			for n := uint64(1); n < w.own.Created; n++ {
 				w.reg.Put("10.42.9.0-24", value(third, 9), 0)
 			}

@@ -60,7 +60,7 @@ func TestStatsOfRelists(t *testing.T) {
 				w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 			}
 			elapse(time.Second)
-			w.reg.Wipe()
+			w.reg.Wipe(0)
 			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		},
 		subnet.Behind: func(w *following) {

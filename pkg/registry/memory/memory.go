@@ -6,6 +6,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -119,12 +120,12 @@ func (r *Registry) RemoveAll() {
 	r.record(change{index: r.index, all: true})
 }
 
-// Wipe empties the registry: no config, no leases, and indexes from 0.
-func (r *Registry) Wipe() {
+// Wipe empties the registry: no config, no leases, no history, and the given index.
+func (r *Registry) Wipe(index uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.clear()
-	r.config, r.history, r.index, r.dropped = nil, nil, 0, 0
+	r.config, r.history, r.index, r.dropped = nil, nil, index, 0
 	r.wakeAll()
 }
 
@@ -210,10 +211,8 @@ func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 	}
 	var events []registry.Event
 	next := index
-	for _, c := range r.history {
-		if c.index <= index {
-			continue
-		}
+	first, _ := slices.BinarySearchFunc(r.history, index+1, func(c change, index uint64) int { return cmp.Compare(c.index, index) })
+	for _, c := range r.history[first:] {
 		if c.all {
 			return nil, index, fmt.Errorf("all leases were deleted: %w", registry.ErrHistoryLost)
 		}
