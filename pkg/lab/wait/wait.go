@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// interval is the time between two checks.
-	interval = 10 * time.Millisecond
+	// minInterval and maxInterval limit the time between two checks. In between it is as long as a
+	// check takes, so that checks leave the processors to what they wait for.
+	minInterval, maxInterval = 10 * time.Millisecond, 250 * time.Millisecond
 	// defaultTimeout is for conditions that become true at once on an idle machine.
 	defaultTimeout = 30 * time.Second
 )
@@ -24,12 +25,13 @@ const (
 func Until(ctx context.Context, check func() error) error {
 	var last error
 	for {
+		begun := time.Now()
 		if ctx.Err() == nil || last == nil {
 			if last = check(); last == nil {
 				return nil
 			}
 		}
-		timer := time.NewTimer(interval)
+		timer := time.NewTimer(max(minInterval, min(time.Since(begun), maxInterval)))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
