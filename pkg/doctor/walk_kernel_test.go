@@ -3,6 +3,7 @@ package doctor
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -143,17 +145,14 @@ type fate struct {
 	source            netip.Addr // as the receiver sees it
 }
 
-// walk returns what the rules say about a new packet and its reply.
-func (b *walkBed) walk(p firewall.Packet) (first, reply Passage) {
+// walked is what the rules say about a new packet and its reply.
+type walked struct{ first, reply Passage }
+
+// walk returns what the rules say about packets.
+func (b *walkBed) walk(packets ...firewall.Packet) (all []walked) {
 	b.t.Helper()
-	p.Unmarked, p.InBridge, p.OutBridge = true, p.In == "docker0", p.Out == "docker0"
 	var err error
 	b.in(b.host, func() {
-		for device, index := range map[string]*int{p.In: &p.InIndex, p.Out: &p.OutIndex} {
-			if i, err := net.InterfaceByName(device); err == nil {
-				*index = i.Index
-			}
-		}
 		var legacy *iptables.Listing
 		if legacy, err = readLegacy(context.Background()); err != nil {
 			return
@@ -162,127 +161,195 @@ func (b *walkBed) walk(p firewall.Packet) (first, reply Passage) {
 		defer k.Close()
 		err = k.View(context.Background(), firewall.IPv4, func(chains []firewall.BaseChain) (err error) {
 			chains = append(chains, legacy.BaseChains()...)
-			var path firewall.Path
-			if path, err = firewall.Evaluate(p, chains); err != nil {
-				return err
+			for _, p := range packets {
+				p.Unmarked, p.InBridge, p.OutBridge = true, p.In == "docker0", p.Out == "docker0"
+				for device, index := range map[string]*int{p.In: &p.InIndex, p.Out: &p.OutIndex} {
+					if i, err := net.InterfaceByName(device); err == nil {
+						*index = i.Index
+					}
+				}
+				answer := firewall.Packet{
+					In: p.Out, Out: p.In, InIndex: p.OutIndex, OutIndex: p.InIndex, Src: p.Dst, Dst: p.Src, Protocol: p.Protocol,
+					SrcPort: p.DstPort, DstPort: p.SrcPort, Reply: true, Unmarked: true, InBridge: p.OutBridge, OutBridge: p.InBridge, ToHost: p.FromHost, FromHost: p.ToHost,
+				}
+				first, err := firewall.Evaluate(p, chains)
+				if err != nil {
+					return err
+				}
+				reply, err := firewall.Evaluate(answer, chains)
+				if err != nil {
+					return err
+				}
+				all = append(all, walked{result(first), result(reply)})
 			}
-			first = result(path)
-			answer := firewall.Packet{
-				In: p.Out, Out: p.In, InIndex: p.OutIndex, OutIndex: p.InIndex, Src: p.Dst, Dst: p.Src, Protocol: p.Protocol,
-				SrcPort: p.DstPort, DstPort: p.SrcPort, Reply: true, Unmarked: true, InBridge: p.OutBridge, OutBridge: p.InBridge, ToHost: p.FromHost, FromHost: p.ToHost,
-			}
-			path, err = firewall.Evaluate(answer, chains)
-			reply = result(path)
-			return err
+			return nil
 		})
 	})
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return first, reply
+	return all
 }
 
-// send sends a packet of a flow, and waits until it and its answer have arrived, or for as long as
-// they are expected to take.
-func (b *walkBed) send(f flow, p firewall.Packet, wait, answerWait time.Duration) (r fate) {
+// journey is a packet on its way, and its reply.
+type journey struct {
+	flow
+	packet firewall.Packet
+	id     uint16 // of an echo request
+	walked
+	got fate
+
+	see, client, server int       // sockets: all packets at the destination, the sender's, the receiver's; -1: none
+	answering           bool      // the receiver has answered
+	deadline            time.Time // until which the packet, or after it its reply, is waited for
+}
+
+// send sends one packet of each flow, and waits until they and their replies have arrived, or for
+// as long as they are expected to take.
+func (b *walkBed) send(flows []flow, expected func(packets []firewall.Packet) []walked) (all []*journey) {
 	b.t.Helper()
-	see, answer := b.raw(f.to(b), p.Protocol), -1
-	defer unix.Close(see)
-	switch p.Protocol {
-	case unix.IPPROTO_ICMP:
-		answer = b.raw(f.from(b), p.Protocol)
-		defer unix.Close(answer)
-		message := []byte{8, 0, 0, 0, byte(b.id >> 8), byte(b.id), 0, 1, 'w', 'a', 'l', 'k'}
+	var packets []firewall.Packet
+	for _, f := range flows {
+		b.id++
+		p := f.packet
+		if p.Protocol == unix.IPPROTO_ICMP {
+			p.ICMPType = 8
+		} else {
+			p.SrcPort, p.DstPort = 20000+b.id, f.port
+		}
+		packets = append(packets, p)
+		all = append(all, &journey{flow: f, packet: p, id: b.id, see: -1, client: -1, server: -1})
+	}
+	for i, w := range expected(packets) {
+		all[i].walked = w
+	}
+	var away []*journey
+	for _, j := range all {
+		defer j.close()
+		if b.depart(j) {
+			away = append(away, j)
+		}
+	}
+	for len(away) > 0 {
+		away = slices.DeleteFunc(away, func(j *journey) bool { return j.ended(b) })
+		time.Sleep(time.Millisecond)
+	}
+	return all
+}
+
+// depart sends the packet of a journey, unless the sender's own rules refuse it.
+func (b *walkBed) depart(j *journey) bool {
+	b.t.Helper()
+	p := j.packet
+	j.see, j.deadline = b.raw(j.to(b), p.Protocol), patience(j.first)
+	if p.Protocol == unix.IPPROTO_ICMP {
+		j.client = b.raw(j.from(b), p.Protocol)
+		message := []byte{8, 0, 0, 0, byte(j.id >> 8), byte(j.id), 0, 1, 'w', 'a', 'l', 'k'}
 		sum := ^checksum(message)
 		message[2], message[3] = byte(sum>>8), byte(sum)
-		b.must(unix.Sendto(answer, message, 0, &unix.SockaddrInet4{Addr: p.Dst.As4()}))
-	default:
-		kind := unix.SOCK_STREAM
-		if p.Protocol == unix.IPPROTO_UDP {
-			kind = unix.SOCK_DGRAM
-		}
-		server := b.socket(f.to(b), kind, p.Dst, p.DstPort)
-		defer unix.Close(server)
-		client := b.socket(f.from(b), kind, p.Src, p.SrcPort)
-		defer unix.Close(client)
-		if kind == unix.SOCK_STREAM {
-			b.must(unix.Listen(server, 1))
-		}
-		if err := unix.Connect(client, &unix.SockaddrInet4{Port: int(p.DstPort), Addr: p.Dst.As4()}); err != nil && err != unix.EINPROGRESS {
-			return r // refused at once, by this host's own rules
-		}
-		if kind == unix.SOCK_DGRAM {
-			unix.Write(client, []byte("walk")) // refused by this host's own rules
-		}
-		defer func() {
-			if !r.arrives {
-				return
-			}
-			if kind == unix.SOCK_DGRAM {
-				buffer := make([]byte, 64)
-				_, to, err := unix.Recvfrom(server, buffer, 0)
-				b.must(err)
-				unix.Sendto(server, buffer[:4], 0, to) // refused by this host's own rules
-			}
-			r.answered = b.answered(client, kind, answerWait)
-		}()
+		b.must(unix.Sendto(j.client, message, 0, &unix.SockaddrInet4{Addr: p.Dst.As4()}))
+		return true
 	}
-	r.arrives = poll(wait, func() bool {
-		from, body, ok := b.receive(see)
-		hit := ok && len(body) >= 8
-		switch {
-		case !hit:
-		case p.Protocol == unix.IPPROTO_ICMP:
-			hit = body[0] == 8 && body[4] == byte(b.id>>8) && body[5] == byte(b.id)
-		default:
-			// Masquerading keeps the source port if it is free.
-			hit = uint16(body[2])<<8|uint16(body[3]) == p.DstPort && uint16(body[0])<<8|uint16(body[1]) == p.SrcPort
-		}
-		if hit {
-			r.source = from
-		}
-		return hit
-	})
-	if p.Protocol == unix.IPPROTO_ICMP && r.arrives {
-		r.answered = poll(answerWait, func() bool {
-			_, body, ok := b.receive(answer)
-			return ok && len(body) >= 8 && body[0] == 0 && body[4] == byte(b.id>>8) && body[5] == byte(b.id)
-		})
+	kind := unix.SOCK_STREAM
+	if p.Protocol == unix.IPPROTO_UDP {
+		kind = unix.SOCK_DGRAM
 	}
-	return r
+	j.server = b.socket(j.to(b), kind, p.Dst, p.DstPort)
+	j.client = b.socket(j.from(b), kind, p.Src, p.SrcPort)
+	if kind == unix.SOCK_STREAM {
+		b.must(unix.Listen(j.server, 1))
+	}
+	if err := unix.Connect(j.client, &unix.SockaddrInet4{Port: int(p.DstPort), Addr: p.Dst.As4()}); err != nil && err != unix.EINPROGRESS {
+		return false
+	}
+	if kind == unix.SOCK_DGRAM {
+		unix.Write(j.client, []byte("walk")) // refused by this host's own rules
+	}
+	return true
 }
 
-// answered reports whether a connection is established, or a datagram comes back.
-func (b *walkBed) answered(client, kind int, wait time.Duration) bool {
-	if kind == unix.SOCK_DGRAM {
-		return poll(wait, func() bool {
-			n, _, err := unix.Recvfrom(client, make([]byte, 64), 0)
-			return err == nil && n == 4
-		})
+// patience returns until when a packet is waited for, by what is expected of it.
+func patience(r Passage) time.Time {
+	if r.Dropped != nil || r.Unclear != nil {
+		return time.Now().Add(120 * time.Millisecond)
 	}
-	return poll(wait, func() bool {
-		_, err := unix.Getpeername(client)
+	return time.Now().Add(5 * time.Second)
+}
+
+// ended looks whether the packet or its reply has arrived, and reports whether neither is waited
+// for any longer.
+func (j *journey) ended(b *walkBed) bool {
+	late := time.Now().After(j.deadline) // before the look
+	if !j.got.arrives {
+		if j.got.source, j.got.arrives = j.arrived(b); j.got.arrives {
+			j.deadline = patience(j.reply)
+			return false
+		}
+		return late
+	}
+	j.got.answered = j.answered(b)
+	return j.got.answered || late
+}
+
+// arrived reports whether the packet has reached its destination, and the source that it has there.
+func (j *journey) arrived(b *walkBed) (from netip.Addr, arrived bool) {
+	for {
+		from, body, ok := b.receive(j.see)
+		switch {
+		case !ok:
+			return from, false
+		case len(body) < 8:
+		case j.packet.Protocol == unix.IPPROTO_ICMP:
+			arrived = body[0] == 8 && binary.BigEndian.Uint16(body[4:]) == j.id
+		default:
+			// Masquerading keeps the source port if it is free.
+			arrived = binary.BigEndian.Uint16(body) == j.packet.SrcPort && binary.BigEndian.Uint16(body[2:]) == j.packet.DstPort
+		}
+		if arrived {
+			return from, true
+		}
+	}
+}
+
+// answered reports whether an echo reply or a datagram has come back, or the connection is
+// established. The receiver of a datagram answers here.
+func (j *journey) answered(b *walkBed) bool {
+	buffer := make([]byte, 64)
+	switch j.packet.Protocol {
+	case unix.IPPROTO_ICMP:
+		for {
+			_, body, ok := b.receive(j.client)
+			if !ok || len(body) >= 8 && body[0] == 0 && binary.BigEndian.Uint16(body[4:]) == j.id {
+				return ok
+			}
+		}
+	case unix.IPPROTO_UDP:
+		if !j.answering {
+			n, to, err := unix.Recvfrom(j.server, buffer, 0)
+			if j.answering = err == nil; j.answering {
+				unix.Sendto(j.server, buffer[:n], 0, to) // refused by this host's own rules
+			}
+		}
+		n, _, err := unix.Recvfrom(j.client, buffer, 0)
+		return err == nil && n == len("walk")
+	default:
+		_, err := unix.Getpeername(j.client)
 		return err == nil
-	})
+	}
+}
+
+func (j *journey) close() {
+	for _, fd := range []int{j.see, j.client, j.server} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
 }
 
 func (b *walkBed) must(err error) {
 	b.t.Helper()
 	if err != nil {
 		b.t.Fatal(err)
-	}
-}
-
-// poll calls f until it returns true or the time is over.
-func poll(limit time.Duration, f func() bool) bool {
-	for end := time.Now().Add(limit); ; {
-		if f() {
-			return true
-		}
-		if time.Now().After(end) {
-			return false
-		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -342,43 +409,51 @@ func TestWalkAgreesWithTheKernel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	b := newWalkBed(t)
-	// Neighbours are resolved before, so that no packet waits for that.
-	for _, f := range flows() {
-		b.id++
-		p := f.packet
-		p.SrcPort, p.DstPort = 20000+b.id, f.port
-		if r := b.send(f, p, 10*time.Second, 10*time.Second); !r.arrives || !r.answered {
-			t.Fatalf("without rules, %s %d does not arrive: %+v", f.name, p.Protocol, r)
-		}
+	for _, tool := range []string{"nft", "iptables-nft", "iptables-legacy"} {
+		t.Run(tool, func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(tool); err != nil {
+				t.Skipf("needs %s", tool)
+			}
+			b := newWalkBed(t)
+			// Neighbours are resolved before, so that no packet waits for that.
+			for _, j := range b.send(flows(), func(p []firewall.Packet) []walked { return make([]walked, len(p)) }) {
+				if !j.got.arrives || !j.got.answered {
+					t.Fatalf("without rules, %s %d does not arrive: %+v", j.name, j.packet.Protocol, j.got)
+				}
+			}
+			for _, c := range walkRulesets() {
+				if slices.Contains(c.tools(), tool) {
+					t.Run(c.name, func(t *testing.T) {
+						b.t = t
+						b.reset()
+						b.load(tool, c)
+						b.compare(c)
+					})
+				}
+			}
+		})
 	}
-	for _, c := range walkRulesets() {
-		for _, tool := range c.tools() {
-			t.Run(tool+"/"+c.name, func(t *testing.T) {
-				if _, err := exec.LookPath(tool); err != nil {
-					t.Skipf("needs %s", tool)
-				}
-				b.t = t
-				b.reset()
-				if tool == "nft" {
-					cmd := exec.Command("nft", "-f", "-")
-					cmd.Stdin = strings.NewReader(c.nft)
-					var out bytes.Buffer
-					cmd.Stderr = &out
-					var err error
-					b.in(b.host, func() { err = cmd.Run() })
-					if err != nil && c.optional {
-						t.Skipf("not supported here: %s", out.String())
-					}
-					if err != nil {
-						t.Fatalf("%v: %s", err, out.String())
-					}
-				} else {
-					b.sh(b.host, "iptables() { "+tool+" \"$@\"; }\n"+c.iptables)
-				}
-				b.compare(c)
-			})
-		}
+}
+
+// load makes the rules of a ruleset with a tool.
+func (b *walkBed) load(tool string, c walkRuleset) {
+	b.t.Helper()
+	if tool != "nft" {
+		b.sh(b.host, "iptables() { "+tool+" \"$@\"; }\n"+c.iptables)
+		return
+	}
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(c.nft)
+	var out bytes.Buffer
+	cmd.Stderr = &out
+	var err error
+	b.in(b.host, func() { err = cmd.Run() })
+	if err != nil && c.optional {
+		b.t.Skipf("not supported here: %s", out.String())
+	}
+	if err != nil {
+		b.t.Fatalf("%v: %s", err, out.String())
 	}
 }
 
@@ -386,24 +461,8 @@ func TestWalkAgreesWithTheKernel(t *testing.T) {
 func (b *walkBed) compare(c walkRuleset) {
 	b.t.Helper()
 	unclear := map[string]bool{}
-	for _, f := range flows() {
-		b.id++
-		p := f.packet
-		if p.Protocol != unix.IPPROTO_ICMP {
-			p.SrcPort, p.DstPort = 20000+b.id, f.port
-		} else {
-			p.ICMPType = 8
-		}
-		first, reply := b.walk(p)
-		name := fmt.Sprintf("%s %s", f.name, map[uint8]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[p.Protocol])
-		const long, short = 5 * time.Second, 120 * time.Millisecond
-		wait := func(r Passage) time.Duration {
-			if r.Dropped != nil || r.Unclear != nil {
-				return short
-			}
-			return long
-		}
-		got := b.send(f, p, wait(first), wait(reply))
+	for _, j := range b.send(flows(), func(p []firewall.Packet) []walked { return b.walk(p...) }) {
+		name := fmt.Sprintf("%s %s", j.name, map[uint8]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[j.packet.Protocol])
 		check := func(what string, r Passage, arrived bool) {
 			switch {
 			case r.Dropped != nil && arrived:
@@ -417,12 +476,12 @@ func (b *walkBed) compare(c walkRuleset) {
 				}
 			}
 		}
-		check("first", first, got.arrives)
-		if first.Dropped == nil && first.Unclear == nil && got.arrives {
-			check("reply", reply, got.answered)
+		check("first", j.first, j.got.arrives)
+		if j.first.Dropped == nil && j.first.Unclear == nil && j.got.arrives {
+			check("reply", j.reply, j.got.answered)
 			// Masquerading does not change the source of this host's own packets.
-			if translated := got.source != p.Src; translated != (first.Translated != nil) && (f.name != "tunnel out" || translated) {
-				b.t.Errorf("%s comes from %s: translated %v, the walk says %+v", name, got.source, translated, first.Translated)
+			if translated := j.got.source != j.packet.Src; translated != (j.first.Translated != nil) && (j.name != "tunnel out" || translated) {
+				b.t.Errorf("%s comes from %s: translated %v, the walk says %+v", name, j.got.source, translated, j.first.Translated)
 			}
 		}
 	}
@@ -444,7 +503,7 @@ func TestReadingMakesNoTables(t *testing.T) {
 	for _, rules := range []string{"", "iptables-nft -P FORWARD DROP", "nft add table inet t; nft add chain inet t c '{ type filter hook forward priority 0; policy drop; }'"} {
 		b.sh(b.host, "nft flush ruleset\n"+rules)
 		before := b.sh(b.host, "nft list ruleset")
-		first, _ := b.walk(flows()[0].packet)
+		first := b.walk(flows()[0].packet)[0].first
 		if (first.Dropped != nil) != (rules != "") {
 			t.Errorf("%s: %+v", rules, first)
 		}
