@@ -124,7 +124,7 @@ func TestOwnKeyIsRestored(t *testing.T) {
 		says   string
 	}{
 		"deleted":                             {func(w *following) { w.reg.Remove("10.42.7.0-24") }, deleted},
-		"expired while the registry was away": {func(w *following) { w.outage(3*ttl, func() {}) }, deleted},
+		"expired while the registry was away": {func(w *following) { w.outage(ttl+time.Hour, func() {}) }, deleted},
 		"another MAC":                         {put(value(me, 99)), "own lease was overwritten"},
 		"no MAC":                              {put(`{"PublicIP":"198.51.100.7"}`), "own lease was overwritten"},
 		"nonsense":                            {put("nonsense"), "own lease was overwritten"},
@@ -272,7 +272,7 @@ func TestOwnKeyTaken(t *testing.T) {
 // Another host takes the subnet between the expiry of our lease and our return.
 func TestOwnKeyTakenWhileAway(t *testing.T) {
 	following1(t, func(w *following) {
-		w.outage(2*ttl, func() { w.reg.Put("10.42.7.0-24", value(them, 70), ttl) })
+		w.outage(ttl+time.Hour, func() { w.reg.Put("10.42.7.0-24", value(them, 70), ttl) })
 		w.says("lost own subnet to another host", 1)
 		if v := w.newest(); v.Own.Subnets == w.own.Subnets {
 			t.Errorf("view %+v\n%s", v, w.log)
