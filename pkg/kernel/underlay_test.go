@@ -52,7 +52,7 @@ func hostRoutes(all []routeEntry) (routes []host.Route) {
 func TestWhatIsLeftOutChangesNoAnswer(t *testing.T) {
 	r := chance(t)
 	kept, total := 0, 0
-	for range 3000 {
+	for range 1000 {
 		table := randomTable(r)
 		lead := netip.AddrFrom4([4]byte{byte(r.IntN(256))})
 		u := newUnderlay(netip.Prefix{}, []netip.Addr{lead})
