@@ -72,7 +72,7 @@ func TestTransferWithAllOffloads(t *testing.T) {
 			p := newPair(t, l, i, 1472)
 			p.start(t, c[0], c[1])
 			p.wait(t, ctx)
-			p.transfer(t, ctx, 32<<20)
+			p.transfer(t, ctx, 4<<20)
 			a, b := p.stop(t, ctx)
 			for _, s := range []tunnel.Stats{a, b} {
 				for _, d := range s.Drops {
@@ -111,7 +111,7 @@ func TestSmallPathMTU(t *testing.T) {
 		}
 		p.start(t, tunnel.AllOffloads(), tunnel.AllOffloads())
 		p.wait(t, ctx)
-		p.transfer(t, ctx, 16<<20)
+		p.transfer(t, ctx, 4<<20)
 		if a, b := p.stop(t, ctx); !a.Peers[0].Unsegmented || !b.Peers[0].Unsegmented {
 			t.Error("segmentation was not given up")
 		}
@@ -136,7 +136,7 @@ func TestSmallPathMTU(t *testing.T) {
 		p := newPair(t, l, 0, 1472)
 		p.start(t, tunnel.AllOffloads(), tunnel.AllOffloads())
 		p.wait(t, ctx)
-		p.transfer(t, ctx, 16<<20)
+		p.transfer(t, ctx, 4<<20)
 		p.stop(t, ctx)
 	})
 }
