@@ -188,7 +188,7 @@ func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 			before := len(h.nft.begun())
 			for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 				pace.Wake(h.nft.watch)
-				time.Sleep(time.Millisecond)
+				time.Sleep(burst / 10)
 			}
 			looks := len(h.nft.begun()) - before
 			if spent := time.Duration(looks) * took; spent > time.Minute/3 || looks > int(time.Minute/burst) {

@@ -209,7 +209,7 @@ func TestReplacements(t *testing.T) {
 		}
 		seen <- counts
 	}()
-	for i := range 1000 {
+	for i := range 300 {
 		if n := len(b.sync(firewall.IPv4, wishes[(i+1)%2])); n != 2 {
 			t.Errorf("replacement %d changed %d things", i, n)
 		}

@@ -74,7 +74,7 @@ func (a wanted) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 }
 
 // TestListingOfJunkTakesLittleMemory: invalid entries are not stored, whether there are a few huge
-// ones or a million.
+// ones or hundreds of thousands.
 func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 	huge := []byte(`{"key":"` + prefix + `/subnets/10.43.1.0-24","value":"` + strings.Repeat("\\\"", 9<<20) + `","modifiedIndex":7,"createdIndex":7}`)
 	deep := []byte(`{"key":"` + prefix + `/subnets/deep","dir":true,"nodes":` + strings.Repeat(`[{"nodes":`, 1<<20) + "0" + strings.Repeat(`}]`, 1<<20) + `,"modifiedIndex":7,"createdIndex":7}`)
@@ -83,9 +83,9 @@ func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 		n    int
 		node func(i int) io.Reader
 	}{
-		"huge values": {20, func(int) io.Reader { return bytes.NewReader(huge) }},
-		"nested":      {20, func(int) io.Reader { return bytes.NewReader(deep) }},
-		"many keys": {1000000, func(i int) io.Reader {
+		"huge values": {6, func(int) io.Reader { return bytes.NewReader(huge) }},
+		"nested":      {6, func(int) io.Reader { return bytes.NewReader(deep) }},
+		"many keys": {300_000, func(i int) io.Reader {
 			return strings.NewReader(fmt.Sprintf(`{"key":"%s/subnets/junk%d","value":"x","modifiedIndex":7,"createdIndex":7}`, prefix, i))
 		}},
 	} {
