@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v2auth"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab/etcdkeys"
@@ -97,7 +99,7 @@ func (e *Etcd) config(t testing.TB) *embed.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.TickMs = 10
+	cfg.TickMs, cfg.BcryptCost = 10, 4
 	cfg.LogLevel, cfg.LogOutputs = "fatal", []string{"/dev/null"}
 	for _, change := range e.change {
 		change(cfg)
@@ -135,6 +137,27 @@ func (e *Etcd) Stall() { e.front.stall() }
 func (e *Etcd) Wipe(t testing.TB) {
 	t.Helper()
 	if err := os.RemoveAll(e.dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Password is the password after RequirePassword, and passwordHash its bcrypt hash of the least cost.
+const (
+	Password     = "s3cret!"
+	passwordHash = "$2a$04$zKaVa9JEEMI19/t8cKws4ePYoqEco8slKCxFHs9mMvxrD1.g6p7Zu"
+)
+
+// RequirePassword makes an API require the user root and the password. Checking it takes little
+// time.
+func (e *Etcd) RequirePassword(t testing.TB, api string) {
+	t.Helper()
+	err := e.Store(t, api).RequireUser(t.Context(), Password)
+	if err == nil && api == "v2" { // which has no option, and a cost of 60 ms for each request
+		_, err = e.server.Server.Do(t.Context(), etcdserverpb.Request{
+			Method: "PUT", Path: v2auth.StorePermsPrefix + "/users/root", Val: `{"user":"root","password":"` + passwordHash + `","roles":["root"]}`,
+		})
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }

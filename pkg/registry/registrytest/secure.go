@@ -110,14 +110,12 @@ func testNoTLSThere(t *testing.T, a API[Closer]) {
 func testPassword(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t, etcdtest.ShortTokens)
 	NewOperator(t, server, a.Name).SetConfig("{}")
-	good := etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, Username: "root", Password: "s3cret!"}
+	good := etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, Username: "root", Password: etcdtest.Password}
 	r := a.Open(t, good)
 	if _, err := r.Config(Timeout(t)); err != nil {
 		t.Errorf("of an etcd that asks for none: %v", err)
 	}
-	if err := server.Store(t, a.Name).RequireUser(t.Context(), good.Password); err != nil {
-		t.Fatal(err)
-	}
+	server.RequirePassword(t, a.Name)
 	inURL := etcd.Options{Endpoints: []string{strings.Replace(server.URL, "://", "://root:s3cret%21@", 1)}, Prefix: Prefix}
 	if c, err := a.Open(t, inURL).Config(Timeout(t)); err != nil || string(c) != "{}" {
 		t.Errorf("config %q, %v", c, err)
