@@ -60,7 +60,7 @@ type Options struct {
 }
 
 // daemon is a running flanneld. Run and serve set its fields before they start goroutines that read
-// them, except for the last one.
+// them, except for the last ones.
 type daemon struct {
 	// Process, set at the start of Run.
 	options    Options
@@ -92,10 +92,11 @@ type daemon struct {
 	loop         *reconcile.Loop
 	feed         *filter.Feed // and the packet filter and the underlay lock that it feeds
 
-	view   atomic.Pointer[lease.View]   // the latest view
-	leases atomic.Pointer[subnet.Stats] // of the follower
-	pool   atomic.Pointer[lease.Pool]   // subnets that are leased from now on
-	parts  atomic.Pointer[parts]        // of which requests are answered
+	view    atomic.Pointer[lease.View]   // the latest view
+	leases  atomic.Pointer[subnet.Stats] // of the follower
+	pool    atomic.Pointer[lease.Pool]   // subnets that are leased from now on
+	repairs repairs
+	parts   atomic.Pointer[parts] // of which requests are answered
 }
 
 // Run runs flanneld. It returns an error if it cannot work, and ctx's error when that ends.

@@ -40,6 +40,7 @@ const rulesTimeout = 5 * time.Second
 //	config          -> pool, choice     -> terms, uplink, rules (see applyConfig)
 //	loop            -> rivals, missing  -> terms, checks
 //	                -> skipped          -> prober
+//	loop, feed      -> repairs          -> status
 //	terms           -> changes          -> follower
 func (d *daemon) serve(until context.Context) error {
 	ctx, cancel := context.WithCancel(until)
@@ -137,7 +138,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 	d.loop = reconcile.New(reconcile.Config{
 		Driver: drivers, Backend: wanted, Network: d.net.V4.Network, Conditions: d.conditions, Log: d.log,
 		BeforeApply: d.feed.Lock.Admit, Heartbeat: d.heartbeats.loop.Record,
-		Rivals: d.terms.SetRivals, Skipped: d.prober.SetSkipped, Missing: d.checks.SetMissing,
+		Rivals: d.terms.SetRivals, Skipped: d.prober.SetSkipped, Missing: d.checks.SetMissing, Repaired: d.repairs.add,
 	})
 	pool := d.net.V4
 	d.pool.Store(&pool)
@@ -161,12 +162,13 @@ func (d *daemon) newFeed(nft *nftables.Keeper) *filter.Feed {
 		Previous:   []firewall.Overlay{{Network: d.previous.Network, Subnet: d.previous.Subnet}},
 		Vacate:     presence.Vacate,
 		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
+		Repaired:   d.repairs.add,
 		Conditions: d.conditions, Log: d.log,
 	})
 	lock := filter.NewLock(filter.LockConfig{
 		Wanted: d.options.Rules.Lock, Network: d.net.V4.Network, Previous: d.previous.Network, Vacate: presence.Vacate,
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
-		Table: nftables.LockTable(d.net.V4.Network), Conditions: d.conditions, Log: d.log,
+		Table: nftables.LockTable(d.net.V4.Network), Repaired: d.repairs.add, Conditions: d.conditions, Log: d.log,
 	})
 	return &filter.Feed{Network: d.net, Rules: rules, Lock: lock}
 }

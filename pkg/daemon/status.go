@@ -43,6 +43,9 @@ func (d *daemon) status() status.Document {
 	doc := status.NotRunning(now, "", "")
 	doc.Daemon = status.Daemon{Version: d.options.Version, PID: os.Getpid(), Started: d.started, Ready: d.state.Ready()}
 	doc.Conditions = d.state.Conditions()
+	if doc.Repairs = d.repairs.list(); len(doc.Repairs) > 0 {
+		doc.LastRepair = &doc.Repairs[0]
+	}
 	var p parts
 	if exposed := d.parts.Load(); exposed != nil {
 		p = *exposed
@@ -125,7 +128,7 @@ func (d *daemon) statusOfHost(doc *status.Document, p parts) {
 	}
 }
 
-// statusOfKernel adds the drift, the last repair and the peers.
+// statusOfKernel adds the drift and the peers.
 func (d *daemon) statusOfKernel(doc *status.Document, p parts) {
 	var snapshot *reconcile.Snapshot
 	if p.loop != nil {
@@ -153,9 +156,6 @@ func (d *daemon) statusOfKernel(doc *status.Document, p parts) {
 			drift += n
 		}
 		doc.Drift = &drift
-	}
-	if r := snapshot.LastRepair; !r.At.IsZero() {
-		doc.LastRepair = &status.Repair{At: r.At, What: r.What}
 	}
 	doc.Peers = make([]status.Peer, 0, len(snapshot.View.Peers))
 	probes, traffic := d.probes(), trafficOf(p.tunnels)

@@ -78,7 +78,7 @@ func ofMany(t testing.TB, peers int, refuse bool) *daemon {
 	d.state.SetReady()
 	loop := reconcile.New(reconcile.Config{
 		Driver: &memory{dataplane.NewState(), refuse}, Backend: vxlan, Network: vxlan.V4.Network, Log: log, Conditions: conditions,
-		BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Skipped: func([]backend.Skipped) {}, Missing: func([]reconcile.Missing) {}, Heartbeat: func() {},
+		BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Skipped: func([]backend.Skipped) {}, Missing: func([]reconcile.Missing) {}, Repaired: func(_, _ string) {}, Heartbeat: func() {},
 	})
 	addr := netip.MustParseAddr("198.51.100.7")
 	loop.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)

@@ -16,6 +16,7 @@ package filter
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -48,9 +49,14 @@ type Config struct {
 	Previous   []firewall.Overlay // previous overlays, by this host's own records
 	Vacate     Vacate
 	Firewalld  func(context.Context) (Firewalld, error) // connects to firewalld
+	Repaired   OnRepair
 	Conditions *condition.List
 	Log        *slog.Logger
 }
+
+// OnRepair is called after rules were repaired that another program had changed, with the number of
+// changes, and the first one. It must not block.
+type OnRepair func(what, example string)
 
 // Vacate returns those of the networks of previous overlays that no other daemon of this host
 // serves: only what is left of these is removed. No daemon starts to serve one of them until release
@@ -359,12 +365,21 @@ func (f *Filter) rulesets() (sets []firewall.Ruleset) {
 	return sets
 }
 
+// countChanges returns a number of changes as text.
+func countChanges(of string, changes []string) string {
+	if len(changes) == 1 {
+		return of + ": 1 change"
+	}
+	return fmt.Sprintf("%s: %d changes", of, len(changes))
+}
+
 // report logs changes and sets conditions for failures.
 func (f *Filter) report(changes []string, repaired bool, err error) {
 	if len(changes) > 0 {
 		msg := "wrote packet filter rules"
 		if repaired {
 			msg = "repaired packet filter rules"
+			f.cfg.Repaired(countChanges("packet filter", changes), changes[0])
 		}
 		f.cfg.Log.Info(msg, "changes", strings.Join(changes, "; "))
 	}

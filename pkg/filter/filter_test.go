@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +59,9 @@ func TestDamageIsRepairedAtOnce(t *testing.T) {
 			h.holds(firewall.Compat, "rules")
 			h.holds(firewall.Native, "accepts")
 			h.said(1, "repaired packet filter rules")
+			if len(h.repairs) != 1 || !strings.HasPrefix(h.repairs[0], "packet filter: ") {
+				t.Errorf("repaired %q", h.repairs)
+			}
 		})
 	}
 }

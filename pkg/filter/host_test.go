@@ -33,6 +33,8 @@ type bed struct {
 	log  *logs.Buffer
 	list *condition.List
 	mu   sync.Mutex
+	// repairs is what Repaired was called with.
+	repairs []string
 }
 
 func newBed(t *testing.T) bed {
@@ -41,6 +43,13 @@ func newBed(t *testing.T) bed {
 }
 
 func logTo(b *logs.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
+
+// repaired is the function Repaired of the host's configuration.
+func (b *bed) repaired(what, example string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.repairs = append(b.repairs, what+", "+example)
+}
 
 // begin runs a function within a test's bubble until the test ends.
 func (b *bed) begin(run func(context.Context)) {
@@ -234,6 +243,7 @@ func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost
 		Choice:     c,
 		Vacate:     allVacant,
 		Firewalld:  func(context.Context) (Firewalld, error) { return nil, fmt.Errorf("no bus") },
+		Repaired:   h.repaired,
 		Conditions: h.list,
 		Log:        logTo(h.log),
 	}

@@ -47,6 +47,7 @@ type LockConfig struct {
 	Open       func() (Locker, error)
 	Vacate     Vacate
 	Table      string // nftables' name of the table that holds the lock, for the log
+	Repaired   OnRepair
 	Conditions *condition.List
 	Log        *slog.Logger
 }

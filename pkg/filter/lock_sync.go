@@ -110,6 +110,7 @@ func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 		l.cfg.Log.Info("enabled underlay lock", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
 	} else if repair {
 		l.cfg.Log.Info("repaired underlay lock", "changes", strings.Join(changes, "; "))
+		l.cfg.Repaired(countChanges("underlay lock", changes), changes[0])
 	}
 	l.synced = true
 	pause := l.fight.synced(repair, changes)

@@ -113,7 +113,7 @@ func newLockHost(t *testing.T, wanted bool) *lockHost {
 			defer h.mu.Unlock()
 			return h, h.absent
 		},
-		Table: "ip lock", Conditions: h.list, Log: logTo(h.log),
+		Table: "ip lock", Repaired: h.repaired, Conditions: h.list, Log: logTo(h.log),
 	})
 	return h
 }
@@ -188,6 +188,9 @@ func TestLockIsRepaired(t *testing.T) {
 		synctest.Wait()
 		h.has("[192.0.2.2]")
 		h.said(2, "repaired underlay lock")
+		if len(h.repairs) != 2 || !strings.HasPrefix(h.repairs[0], "underlay lock: ") {
+			t.Errorf("repaired %q", h.repairs)
+		}
 		h.set(func() { clear(h.locks) })
 		moved := spec
 		moved.Local = netip.MustParseAddr("192.0.2.17")

@@ -75,7 +75,7 @@ func BenchmarkPass(b *testing.B) {
 		l := New(Config{
 			Driver: k, Backend: vxlan, Network: vxlan.V4.Network, Log: slog.New(slog.DiscardHandler),
 			Conditions:  condition.NewList(slog.New(slog.DiscardHandler)),
-			BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Skipped: func([]backend.Skipped) {}, Missing: func([]Missing) {}, Heartbeat: func() {},
+			BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Skipped: func([]backend.Skipped) {}, Missing: func([]Missing) {}, Repaired: func(_, _ string) {}, Heartbeat: func() {},
 		})
 		l.SetFacts(facts, nil)
 		l.SetView(view)

@@ -41,6 +41,10 @@ type Config struct {
 	// are missing, except those that are missing only because their link is. It must not block.
 	// These objects are not logged here.
 	Missing func([]Missing)
+	// Repaired is called after each pass that has repaired what another program had changed: with
+	// the numbers of operations by kind, as in the log, and the command of the first one. It must
+	// not block.
+	Repaired func(what, example string)
 	// Heartbeat is called while the loop makes progress: at least once a minute, and between batches
 	// of operations.
 	Heartbeat  func()

@@ -101,7 +101,7 @@ func newFixture() *fixture {
 	log := slog.New(slog.NewTextHandler(&f.log, nil))
 	f.Loop = New(Config{
 		Driver: f.kernel, Backend: f.want, Network: netip.MustParsePrefix("10.42.0.0/16"), Conditions: condition.NewList(log), Log: log,
-		BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Skipped: func([]backend.Skipped) {}, Missing: func([]Missing) {}, Heartbeat: func() { f.passes++ },
+		BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Skipped: func([]backend.Skipped) {}, Missing: func([]Missing) {}, Repaired: func(_, _ string) {}, Heartbeat: func() { f.passes++ },
 	})
 	return f
 }

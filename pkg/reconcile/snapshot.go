@@ -22,22 +22,15 @@ const readAge = 3 * resync
 // Snapshot is the state after a pass. It is immutable, and what it contains is shared with the pass.
 // What a request for the status needs beyond it is computed by the request.
 type Snapshot struct {
-	View       lease.View
-	ReadAt     time.Time              // when the kernel was last read
-	Drift      map[dataplane.Kind]int // as in Stats
-	LastRepair Repair
+	View   lease.View
+	ReadAt time.Time              // when the kernel was last read
+	Drift  map[dataplane.Kind]int // as in Stats
 
 	backend backend.Backend
 	facts   host.Facts
 	skipped []backend.Skipped
 	lacking []lacking
 	changes *changes
-}
-
-// Repair is what a pass has repaired that another program had changed.
-type Repair struct {
-	At   time.Time // zero if there was none
-	What string    // number of operations by kind, as in the log
 }
 
 // lacking is a wanted object that is not as wanted.
@@ -64,21 +57,18 @@ func (l *Loop) publish(p *pass, f host.Facts, v lease.View) {
 		View: v, ReadAt: l.readAt, Drift: p.drift, backend: l.cfg.Backend, facts: f, changes: &l.changes,
 		skipped: slices.Clone(l.plan.Skipped()),
 	}
-	if was := l.snapshot.Load(); was != nil {
-		s.LastRepair = was.LastRepair
-		if p.partial {
-			s.Drift = was.Drift
-			s.lacking = slices.DeleteFunc(slices.Clone(was.lacking), func(o lacking) bool { return p.change.About(o.op) })
-		}
-	}
-	if p.repaired.n > 0 {
-		s.LastRepair = Repair{time.Now(), p.repaired.String()}
+	if was := l.snapshot.Load(); was != nil && p.partial {
+		s.Drift = was.Drift
+		s.lacking = slices.DeleteFunc(slices.Clone(was.lacking), func(o lacking) bool { return p.change.About(o.op) })
 	}
 	for _, o := range p.lacking {
 		o.op = o.op.Clone()
 		s.lacking = append(s.lacking, o)
 	}
 	l.snapshot.Store(s)
+	if p.repaired.n > 0 {
+		l.cfg.Repaired(p.repaired.String(), p.repaired.first.String())
+	}
 }
 
 // Snapshot returns the state after the last completed pass, or nil if there was none. It may be

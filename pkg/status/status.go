@@ -35,6 +35,7 @@ type Document struct {
 	Drift      *int           `json:"drift"`
 	DriftKinds map[string]int `json:"drift_by_kind"` // by kind, such as "route"
 	LastRepair *Repair        `json:"last_repair"`   // null if there was none
+	Repairs    []Repair       `json:"repairs"`       // the last ones, the latest first
 	Peers      []Peer         `json:"peers"`         // sorted by subnet
 }
 
@@ -118,8 +119,9 @@ type Filter struct {
 
 // Repair is a repair of what another program had changed.
 type Repair struct {
-	At   time.Time `json:"at"`
-	What string    `json:"what"` // as in the log, such as "+1 route"
+	At      time.Time `json:"at"`
+	What    string    `json:"what"`    // as in the log, such as "+1 route"
+	Example string    `json:"example"` // one of the changes: a command, or a rule
 }
 
 // Peer is another host of the network.

@@ -109,7 +109,7 @@ func changes() []change {
 			d.Peers[0].Sent, d.Peers[0].Received = &Traffic{3, 252}, &Traffic{2, 168}
 			d.Uplink.PublicIP, d.Store.Invalid = netip.MustParseAddr("203.0.113.7"), 2
 			d.Lease.Remaining, d.Filter.Lock = ptr(-61.0), true
-			d.LastRepair = &Repair{at.Add(-61 * time.Minute), "+1 link, +1 address"}
+			d.LastRepair = &Repair{At: at.Add(-61 * time.Minute), What: "+1 link, +1 address"}
 		}, VerdictOK, ""},
 		{"hostile", func(d *Document) {
 			d.Peers[0].State, d.Peers[0].Reason = Skipped, "backend type is not vxlan: \x1b[2J\nok\u202e"

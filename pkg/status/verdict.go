@@ -149,6 +149,6 @@ func (d *Document) Count() (c Counts) {
 func NotRunning(now time.Time, v Verdict, reason string) Document {
 	return Document{
 		Version: Version, Now: now, Verdict: v, Reason: reason,
-		Conditions: []Condition{}, Store: Store{Endpoints: []string{}}, DriftKinds: map[string]int{}, Peers: []Peer{},
+		Conditions: []Condition{}, Store: Store{Endpoints: []string{}}, DriftKinds: map[string]int{}, Repairs: []Repair{}, Peers: []Peer{},
 	}
 }
