@@ -45,6 +45,7 @@ var mayImport = map[string][]string{
 	"firewalld":             {},
 	"filter":                {"firewall", "firewalld", "lease", "netconf", "host", "dataplane", "backend", "condition", "pace"},
 	"status":                {},
+	"page":                  {"status", "pace"},
 	"api":                   {"status", "logsink", "condition", "subnetenv", "pace"},
 	"systemd":               {"condition"},
 	"needs":                 {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
@@ -270,6 +271,9 @@ func TestNoSleepPanicExitOrState(t *testing.T) {
 					continue
 				}
 				for _, spec := range g.Specs {
+					if embedded(g) {
+						continue
+					}
 					if v := spec.(*ast.ValueSpec); !constantLike(s, v) {
 						t.Errorf("%s: package-level variable %s: state belongs to values, so that two can exist", s.at(v), v.Names[0])
 					}
@@ -354,6 +358,11 @@ func constantLike(s source, v *ast.ValueSpec) bool {
 	}
 	pkg, fn, ok := selector(c.Fun)
 	return ok && slices.Contains([]string{"errors.New", "fmt.Errorf", "regexp.MustCompile", "netip.MustParseAddr", "netip.MustParsePrefix", "netip.AddrFrom4"}, pkg+"."+fn)
+}
+
+// embedded reports whether a declaration is of a file that is embedded in the program.
+func embedded(d *ast.GenDecl) bool {
+	return d.Doc != nil && slices.ContainsFunc(d.Doc.List, func(c *ast.Comment) bool { return strings.HasPrefix(c.Text, "//go:embed ") })
 }
 
 // selector returns the parts of an expression pkg.Name.

@@ -44,6 +44,7 @@
 //	systemd     READY, the watchdog, and descriptors that outlive the process
 //	presence    other daemons on this host, and what they have
 //	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
+//	page        the page at /: what a browser loads, and the events that keep it up to date
 //	api         answers questions over HTTP: the status, readiness, health checks; and the client of
 //	            the commands that ask them
 //	registry    the interface of a store of leases; implemented by etcdv2, etcdv3 and memory; store

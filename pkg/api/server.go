@@ -32,6 +32,8 @@ const (
 	// wait, up to costlyWait.
 	maxCostly  = 2
 	costlyWait = 2 * time.Second
+	// maxWatchers is the number of clients that a server sends events to at a time.
+	maxWatchers = 8
 
 	portCondition = "status-listen"
 )
@@ -44,12 +46,16 @@ type Sources struct {
 	Status func() status.Document
 	// Metrics answers /metrics; nil if there are none.
 	Metrics http.Handler
+	// Page answers / with a page that shows the status, and Events answers /events, for as long as
+	// the client wants; both are nil if there are none.
+	Page, Events http.Handler
 }
 
-// handler returns the handler of the unix socket or of -status-listen. Each has its own limit of
-// large answers.
+// handler returns the handler of the unix socket or of -status-listen. Each has its own limits of
+// large answers and of watchers.
 func (s Sources) handler() http.Handler {
-	costly := limit(make(chan struct{}, maxCostly))
+	costly := limit{make(chan struct{}, maxCostly), costlyWait}
+	watched := limit{make(chan struct{}, maxWatchers), 0}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", healthz)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -66,6 +72,10 @@ func (s Sources) handler() http.Handler {
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", costly.limited(s.Metrics))
 	}
+	if s.Page != nil {
+		mux.Handle("GET /{$}", costly.limited(s.Page))
+		mux.Handle("GET /events", watched.limited(s.Events))
+	}
 	return mux
 }
 
@@ -75,26 +85,44 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	_ = json.NewEncoder(w).Encode(v) // fails only if the client has gone
 }
 
-// limit is a limit of concurrent requests.
-type limit chan struct{}
+// limit is a limit of concurrent requests, and how long others wait.
+type limit struct {
+	slots chan struct{}
+	wait  time.Duration
+}
 
 // limited returns a handler that serves a limited number of requests at a time, including the time
 // to send the answers.
 func (l limit) limited(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		wait := time.NewTimer(costlyWait)
-		defer wait.Stop()
-		select {
-		case l <- struct{}{}:
-			defer func() { <-l }()
+		switch {
+		case l.acquire(r.Context()):
+			defer func() { <-l.slots }()
 			h.ServeHTTP(w, r)
-		case <-r.Context().Done():
-		case <-wait.C:
+		case r.Context().Err() == nil:
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
 			io.WriteString(w, "too many requests at the same time\n")
 		}
 	})
+}
+
+// acquire waits for a slot, and reports whether there was one in time.
+func (l limit) acquire(ctx context.Context) bool {
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	default:
+	}
+	timer := time.NewTimer(l.wait)
+	defer timer.Stop()
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return false
 }
 
 // ServeTCP serves on the address of -status-listen until ctx ends. While it cannot listen, for

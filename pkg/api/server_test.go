@@ -394,3 +394,101 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+// streaming returns sources with a page, whose events are sent as often as the channel has values.
+func streaming(events <-chan struct{}) Sources {
+	s := quiet()
+	s.Page = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") })
+	s.Events = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := http.NewResponseController(w)
+		_ = out.SetReadDeadline(time.Time{})
+		for {
+			_ = out.SetWriteDeadline(time.Now().Add(requestTimeout))
+			io.WriteString(w, "event\n")
+			out.Flush()
+			select {
+			case <-events:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	return s
+}
+
+// TestPageIsServedWhereTheStatusIs: and not on the health port, nor for other paths.
+func TestPageIsServedWhereTheStatusIs(t *testing.T) {
+	s := streaming(nil)
+	for path, code := range map[string]int{"/": 200, "/index.html": 404, "/events/": 404, "/assets/main.js": 404} {
+		w := httptest.NewRecorder()
+		s.handler().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != code {
+			t.Errorf("%s: %d, want %d", path, w.Code, code)
+		}
+	}
+	for _, path := range []string{"/", "/events"} {
+		w := httptest.NewRecorder()
+		s.State.HealthHandler().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != 404 {
+			t.Errorf("the health port, %s: %d", path, w.Code)
+		}
+		w = httptest.NewRecorder()
+		s.handler().ServeHTTP(w, httptest.NewRequest("POST", path, nil))
+		if w.Code != 405 {
+			t.Errorf("POST %s: %d", path, w.Code)
+		}
+	}
+}
+
+// TestWatchersAreFew: a server refuses more at once, and has space when one has gone. The status is
+// served meanwhile. A watcher may stay for longer than a request may take.
+func TestWatchersAreFew(t *testing.T) {
+	t.Parallel()
+	events := make(chan struct{})
+	addr := listenStatus(t, streaming(events))
+	connect := func() (c net.Conn, lines *bufio.Reader, code int) {
+		t.Helper()
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		io.WriteString(c, "GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+		c.SetReadDeadline(time.Now().Add(4 * requestTimeout))
+		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, bufio.NewReader(answer.Body), answer.StatusCode
+	}
+	first, lines, _ := connect()
+	for i := range maxWatchers - 1 {
+		if _, _, code := connect(); code != 200 {
+			t.Errorf("watcher %d: %d", i+2, code)
+		}
+	}
+	start := time.Now()
+	if _, _, code := connect(); code != 503 || time.Since(start) > costlyWait {
+		t.Errorf("one too many: %d after %v", code, time.Since(start))
+	}
+	if code := exchange(t, addr, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n"); code != 200 {
+		t.Errorf("the status: %d", code)
+	}
+	late := time.NewTimer(requestTimeout + time.Second - time.Since(start))
+	<-late.C
+	for range maxWatchers {
+		events <- struct{}{}
+	}
+	for range 2 {
+		if line, err := lines.ReadString('\n'); line != "event\n" {
+			t.Errorf("%q, %v", line, err)
+		}
+	}
+	first.Close()
+	wait.For(t, 4*requestTimeout, "space for another watcher", func() error {
+		if _, _, code := connect(); code != 200 {
+			return fmt.Errorf("%d", code)
+		}
+		return nil
+	})
+}

@@ -31,20 +31,21 @@ func (d *daemon) answer(ctx context.Context) (stop func(), err error) {
 	}
 	sources := api.Sources{State: d.state, Status: d.status, Metrics: metrics.New(d.metrics, d.options.PerPeer)}
 	serving, cancel := context.WithCancel(ctx)
-	var servers sync.WaitGroup
-	servers.Go(func() {
+	var tasks sync.WaitGroup
+	d.servePage(serving, &tasks, &sources)
+	tasks.Go(func() {
 		sources.ServeSocket(serving, subnetenv.SocketPath(d.options.SubnetFile), d.conditions, d.log)
 	})
 	if d.options.Status.Port() != 0 {
 		explain := func(err error) error { return d.withPortHolder(d.options.Status, "-status-listen", err) }
-		servers.Go(func() { sources.ServeTCP(serving, d.options.Status, explain, d.conditions, d.log) })
+		tasks.Go(func() { sources.ServeTCP(serving, d.options.Status, explain, d.conditions, d.log) })
 	}
 	return func() {
 		if health != nil {
 			health.Close()
 		}
 		cancel()
-		servers.Wait()
+		tasks.Wait()
 	}, nil
 }
 

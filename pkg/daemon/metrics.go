@@ -29,21 +29,31 @@ func (d *daemon) metrics() metrics.Values {
 		v.Loop.Drift = nil
 	}
 	v.Rules, v.Lock = p.feed.Rules.Stats(), p.feed.Lock.Stats()
-	var own lease.Lease
-	if v.View != nil {
-		own = v.View.Own
-	}
-	if facts, _ := p.uplink.Facts(); facts.MTU != 0 { // outdated ones do, too
-		if name, _ := p.network.Link(facts, own); name != "" {
-			v.Device = countersOf(name)
-		}
-	}
+	_, v.Device = d.device(*p)
 	if p.network.UsesTUN() {
 		s := p.tunnels.Stats()
 		v.Tunnel = &s
 	}
 	v.Probes = d.probeMetrics()
 	return v
+}
+
+// device returns the overlay's device and its counters. It returns nil if the backend has none, or
+// if it does not exist now.
+func (d *daemon) device(p parts) (name string, c *kernel.Counters) {
+	if p.uplink == nil || p.network.Backend == nil {
+		return "", nil
+	}
+	var own lease.Lease
+	if v := d.view.Load(); v != nil {
+		own = v.Own
+	}
+	if facts, _ := p.uplink.Facts(); facts.MTU != 0 { // outdated ones do, too
+		if name, _ = p.network.Link(facts, own); name != "" {
+			c = countersOf(name)
+		}
+	}
+	return name, c
 }
 
 // countersOf returns the counters of a device, or nil if it does not exist now. It has its own

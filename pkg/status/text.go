@@ -31,7 +31,7 @@ func (d *Document) Text(s Style) string {
 		return b.String()
 	}
 	b.WriteString("\n")
-	s.table(&b, d.facts())
+	s.table(&b, d.Facts())
 	if len(d.Conditions) > 0 {
 		b.WriteString("\nconditions:\n")
 		s.table(&b, d.conditionRows(s))
@@ -49,8 +49,8 @@ func (d *Document) Text(s Style) string {
 // hint is the last line unless all is well.
 const hint = "'flanneld doctor' looks for the cause."
 
-// facts returns the lines about this host.
-func (d *Document) facts() [][]string {
+// Facts returns the lines about this host: a name and a text.
+func (d *Document) Facts() [][]string {
 	rows := [][]string{
 		{"store", d.storeText()},
 		{"lease", d.leaseText()},
