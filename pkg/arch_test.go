@@ -16,7 +16,7 @@ import (
 
 // pure are the rooms that compute values from values: no files, processes, network, logging, clock
 // or random numbers. So they can be tested with data only.
-var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "status"}
+var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "status"}
 
 // forbidden are the packages that pure rooms must not import, or with a list, of which they may use
 // only the names in it.
@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"host":                  {},
 	"dataplane":             {},
 	"firewall":              {},
+	"configdiff":            {"backend", "lease", "netconf"},
 	"condition":             {},
 	"logsink":               {"pace"},
 	"pace":                  {},

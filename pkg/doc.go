@@ -34,6 +34,7 @@
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values
 //	backend     one file for each backend: what to publish, what the kernel should have
+//	configdiff  what a change of the network config means for the hosts
 //	status      the document of /status: its types, its verdict, its text
 //
 // Rooms for one thing each outside of the process:

@@ -208,7 +208,7 @@ func TestAttrs(t *testing.T) {
 func TestInvalidConfigs(t *testing.T) {
 	for _, c := range []struct{ backend, want string }{
 		{`{"Type":"carrier-pigeon"}`, `network config: Backend.Type: "carrier-pigeon": must be one of alloc, host-gw, udp, vxlan`},
-		{`{}`, `network config: Backend.Type: "": must be one of alloc, host-gw, udp, vxlan`},
+		{`{}`, `network config: Backend.Type: (missing): must be one of alloc, host-gw, udp, vxlan`},
 		{`{"Type":"vxlan","VNI":"1"}`, `network config: Backend.VNI: "1": must be a whole number from 0 to 9999999`},
 		{`{"Type":"vxlan","VNI":16777216}`, `network config: Backend.VNI: 16777216: must be a whole number from 0 to 9999999`},
 		{`{"Type":"vxlan","Port":65536}`, `network config: Backend.Port: 65536: must be a whole number from 0 to 65535`},

@@ -24,19 +24,40 @@ func ParseNetwork(raw []byte) (n Network, err error) {
 	if n.Config, err = netconf.Parse(raw); err != nil {
 		return n, err
 	}
-	make, ok := backends[n.BackendType]
-	if !ok {
-		types := strings.Join(slices.Sorted(maps.Keys(backends)), ", ")
-		return n, fmt.Errorf("network config: Backend.Type: %q: must be one of %s", lease.Clip(n.BackendType), types)
-	}
-	if n.Backend, err = make(n.Config); err != nil {
+	if n.Backend, err = newBackend(n.Config); err != nil {
 		return n, fmt.Errorf("network config: %w", err)
 	}
 	return n, nil
 }
 
+// newBackend returns the backend of a config.
+func newBackend(c netconf.Config) (Backend, error) {
+	make, ok := backends[c.BackendType]
+	if !ok {
+		c.Backend.Fail("Type", "one of "+strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
+		return nil, c.Backend.Err()
+	}
+	return make(c)
+}
+
+// Problems returns everything that is wrong with a network config. Its first error is that of
+// ParseNetwork, without the words that the config is meant. ignored has the keys that are not known.
+func Problems(raw []byte) (all []error, ignored []string) {
+	c, err := netconf.Read(raw)
+	if c.Fields == nil {
+		return []error{err}, nil
+	}
+	if _, err := newBackend(c); err != nil && c.Fields.Err() == nil {
+		return []error{err}, nil
+	}
+	return c.Fields.All(), append(c.Fields.Ignored(), c.Backend.Ignored()...)
+}
+
 // Equal reports whether two configs are equivalent.
-func (n Network) Equal(o Network) bool { return reflect.DeepEqual(n, o) }
+func (n Network) Equal(o Network) bool {
+	n.Config.Fields, n.Config.Backend = o.Config.Fields, o.Config.Backend // the text
+	return reflect.DeepEqual(n, o)
+}
 
 // RoutesToAll reports whether the backend has routes that all peers share.
 func (n Network) RoutesToAll() bool {

@@ -28,6 +28,7 @@ type Config struct {
 	V4          lease.Pool    // the IPv4 network and the subnets that hosts may lease
 	V6          lease.Pool    // the same for IPv6; always zero, because the overlay carries IPv4 only
 	BackendType string        // lower case; empty when Backend lacks Type
+	Fields      *Fields       // all options; nil if the config is not a JSON object
 	Backend     *Fields       // the backend's options
 	LeaseTTL    time.Duration // time to live of a lease
 	NFTables    Choice        // use nftables instead of iptables for packet filter rules
@@ -46,14 +47,16 @@ const (
 // Parse parses and validates a network config. An error names the field, its value and what it must
 // be.
 func Parse(raw []byte) (Config, error) {
-	c, err := parse(raw)
+	c, err := Read(raw)
 	if err != nil {
 		return Config{}, fmt.Errorf("network config: %w", err)
 	}
 	return c, nil
 }
 
-func parse(raw []byte) (c Config, err error) {
+// Read is Parse that continues after an error, and returns what could be read. The error is the
+// first one; Fields.All returns all of them.
+func Read(raw []byte) (c Config, err error) {
 	if len(raw) > MaxConfig {
 		return c, fmt.Errorf("must be at most %d bytes long, not %d", MaxConfig, len(raw))
 	}
@@ -65,8 +68,8 @@ func parse(raw []byte) (c Config, err error) {
 	if err != nil {
 		return c, err
 	}
-	c.network(f)
-	if f.Err() == nil {
+	c.Fields = f
+	if c.network(f); f.Err() == nil {
 		c.subnets(f)
 	}
 	if f.Bool("EnableIPv6", false) {
@@ -79,13 +82,10 @@ func parse(raw []byte) (c Config, err error) {
 	// With less than a minute, leases could expire during a leader election of etcd.
 	c.LeaseTTL = time.Duration(f.Int("SubnetLeaseTTL", 86400, 60, 366*86400)) * time.Second
 	c.BackendType = DefaultBackend
-	c.Backend = &Fields{path: "Backend."}
+	c.Backend = f.noFields("Backend.")
 	if b := f.Object("Backend"); b != nil {
 		c.Backend = b
 		c.BackendType = strings.ToLower(b.String("Type", ""))
-		if b.Err() != nil {
-			return c, b.Err()
-		}
 	}
 	return c, f.Err()
 }

@@ -7,18 +7,26 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // Fields is a JSON object whose values are read one at a time, so that an error can name the field,
 // its value and what it must be. Keys match case-insensitively and the last duplicate wins, as in
-// every generation of the original. Keys that are never read are ignored. The first error is
-// kept and returned by Err.
+// every generation of the original. Keys that are never read are ignored. Errors are kept: Err
+// returns the first one, All returns all of them.
 type Fields struct {
 	path   string // prefix of names in errors, such as "Backend."
 	values map[string]json.RawMessage
-	err    error
+	names  map[string]string // the keys as they are written
+	read   map[string]bool   // keys that were read
+	errs   *[]error          // shared with nested objects
+}
+
+// noFields returns an object without keys, whose errors are among those of f.
+func (f *Fields) noFields(path string) *Fields {
+	return &Fields{path: path, read: map[string]bool{}, errs: f.errs}
 }
 
 // ParseFields parses exactly one JSON object.
@@ -31,7 +39,9 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 	if open != json.Delim('{') {
 		return nil, fmt.Errorf("must be a JSON object, not %s", show(raw))
 	}
-	f := &Fields{path: path, values: map[string]json.RawMessage{}}
+	f := &Fields{
+		path: path, values: map[string]json.RawMessage{}, names: map[string]string{}, read: map[string]bool{}, errs: new([]error),
+	}
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
@@ -41,7 +51,8 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 		if err := dec.Decode(&v); err != nil {
 			return nil, jsonError(err)
 		}
-		f.values[strings.ToLower(key.(string))] = v
+		name := strings.ToLower(key.(string))
+		f.values[name], f.names[name] = v, key.(string)
 	}
 	if _, err := dec.Token(); err != nil { // the closing brace
 		return nil, jsonError(err)
@@ -59,18 +70,51 @@ func jsonError(err error) error {
 	return fmt.Errorf("must be JSON: %w", err)
 }
 
-// Err returns the first error so far.
-func (f *Fields) Err() error { return f.err }
+// Err returns the first error so far, also of nested objects and of the object that this one is
+// nested in.
+func (f *Fields) Err() error {
+	if len(*f.errs) == 0 {
+		return nil
+	}
+	return (*f.errs)[0]
+}
+
+// All returns all errors so far, at most one of a field.
+func (f *Fields) All() []error { return *f.errs }
 
 // Fail records that the value of a field is invalid and what it must be.
 func (f *Fields) Fail(name, accepted string) {
-	if f.err == nil {
-		f.err = fmt.Errorf("%s%s: %s: must be %s", f.path, name, show(f.values[strings.ToLower(name)]), accepted)
+	err := &fieldError{f.path + name, show(f.values[strings.ToLower(name)]), accepted}
+	for _, before := range *f.errs {
+		if e, ok := before.(*fieldError); ok && e.field == err.field {
+			return
+		}
 	}
+	*f.errs = append(*f.errs, err)
+}
+
+// fieldError is the error of a field.
+type fieldError struct{ field, value, accepted string }
+
+// Error implements error.
+func (e *fieldError) Error() string {
+	return e.field + ": " + e.value + ": must be " + e.accepted
+}
+
+// Ignored returns the keys that were not read, with the path of the object, in order.
+func (f *Fields) Ignored() (keys []string) {
+	for name := range f.values {
+		if !f.read[name] {
+			keys = append(keys, f.path+f.names[name])
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // get returns the value, or nil if it is absent or null.
 func (f *Fields) get(name string) json.RawMessage {
+	f.read[strings.ToLower(name)] = true
 	v := f.values[strings.ToLower(name)]
 	if f.isNull(name) {
 		return nil
@@ -174,6 +218,7 @@ func (f *Fields) Object(name string) *Fields {
 		f.Fail(name, "a JSON object")
 		return nil
 	}
+	o.errs = f.errs
 	return o
 }
 
