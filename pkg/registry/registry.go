@@ -44,6 +44,9 @@ var (
 	// ErrLongConfig means that the network config is longer than a config can be. The error
 	// that wraps it says how long.
 	ErrLongConfig = errors.New("network config is too long")
+	// ErrConfigChanged means that the compare of WriteConfig failed: there is another network config
+	// than the one that was read, or none any more.
+	ErrConfigChanged = errors.New("network config was changed by somebody else")
 	// ErrRevisionRollback is also an ErrHistoryLost: the store is at a lower index than the one
 	// asked for, so it was wiped or restored from a backup.
 	ErrRevisionRollback = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)
@@ -54,6 +57,12 @@ var (
 type Registry interface {
 	// Config returns the raw network config, or ErrNoConfig or ErrLongConfig.
 	Config(ctx context.Context) ([]byte, error)
+	// ReadConfig returns what Config returns, and the revision of the last write, which is 0 if there
+	// is no config, and valid with ErrLongConfig.
+	ReadConfig(ctx context.Context) (raw []byte, revision uint64, err error)
+	// WriteConfig writes the network config, without a time to live, if its revision is still the
+	// given one, or, if that is 0, if there is none.
+	WriteConfig(ctx context.Context, raw []byte, revision uint64) error
 	// List returns all leases at one moment. List and Watch need only report whether a lease
 	// expires; Get and the writes report when.
 	List(ctx context.Context) (Listing, error)

@@ -103,25 +103,32 @@ func (r *Registry) Reconnect() { r.transport.conns.CloseAll() }
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }
 
-// Config implements registry.Registry. It is called now and then, and checks the TLS files each
-// time.
+// Config implements registry.Registry.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
+	raw, _, err := r.ReadConfig(ctx)
+	return raw, err
+}
+
+// ReadConfig implements registry.Registry. It is called now and then, and checks the TLS files each
+// time.
+func (r *Registry) ReadConfig(ctx context.Context) ([]byte, uint64, error) {
 	r.transport.files.Check()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.config)
 	switch {
 	case refusal(err).Code == client.ErrorCodeKeyNotFound:
-		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
+		return nil, 0, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", r.config, r.explain(ctx, err))
+		return nil, 0, fmt.Errorf("read %s: %w", r.config, r.explain(ctx, err))
 	case resp.Node.Dir:
-		return nil, fmt.Errorf("%w: %s is a directory", registry.ErrNoConfig, r.config)
+		return nil, 0, fmt.Errorf("%w: %s is a directory", registry.ErrNoConfig, r.config)
 	}
+	revision := resp.Node.ModifiedIndex
 	if size, is := long(resp.Node.Value); is {
-		return nil, fmt.Errorf("%s: %w", r.config, registry.LongConfig(size))
+		return nil, revision, fmt.Errorf("%s: %w", r.config, registry.LongConfig(size))
 	}
-	return []byte(resp.Node.Value), nil
+	return []byte(resp.Node.Value), revision, nil
 }
 
 // Get implements registry.Registry.

@@ -3,6 +3,7 @@ package etcdv2
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,6 +12,24 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
+
+// WriteConfig implements registry.Registry.
+func (r *Registry) WriteConfig(ctx context.Context, raw []byte, revision uint64) error {
+	opts := &client.SetOptions{PrevIndex: revision}
+	if revision == 0 {
+		opts.PrevExist = client.PrevNoExist
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	_, err := r.keys.Set(ctx, r.config, string(raw), opts)
+	if err == nil {
+		return nil
+	}
+	if err = r.unwritten(ctx, err); errors.Is(err, registry.ErrConflict) {
+		err = registry.ErrConfigChanged
+	}
+	return fmt.Errorf("write %s: %w", r.config, err)
+}
 
 // Create implements registry.Registry.
 func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {

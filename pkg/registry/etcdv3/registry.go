@@ -120,27 +120,39 @@ func (r *Registry) Reconnect() { r.link.conns.CloseAll() }
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }
 
-// Config implements registry.Registry. It reports an etcd without v3 API. It is called now and
-// then, and checks the TLS files each time.
+// Config implements registry.Registry.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
+	raw, _, err := r.ReadConfig(ctx)
+	return raw, err
+}
+
+// ReadConfig implements registry.Registry. It reports an etcd without v3 API. It is called now and
+// then, and checks the TLS files each time.
+func (r *Registry) ReadConfig(ctx context.Context) ([]byte, uint64, error) {
 	r.link.files.Check()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	resp, err := r.get(ctx, answerTimeout, &pb.RangeRequest{Key: []byte(r.config), Limit: 1})
+	req := &pb.RangeRequest{Key: []byte(r.config), Limit: 1}
+	resp, err := r.get(ctx, answerTimeout, req)
 	size, isLong := tooLong(err)
+	if isLong {
+		req.KeysOnly = true
+		resp, err = r.get(ctx, answerTimeout, req)
+	}
 	switch {
-	case isLong:
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", r.config, err)
+		return nil, 0, fmt.Errorf("read %s: %w", r.config, err)
 	case len(resp.Kvs) == 0:
-		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
-	default:
-		size = int64(len(resp.Kvs[0].Value))
+		return nil, 0, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
+	}
+	kv := resp.Kvs[0]
+	if !isLong {
+		size = int64(len(kv.Value))
 	}
 	if size > registry.MaxValue {
-		return nil, fmt.Errorf("%s: %w", r.config, registry.LongConfig(size))
+		return nil, uint64(kv.ModRevision), fmt.Errorf("%s: %w", r.config, registry.LongConfig(size))
 	}
-	return resp.Kvs[0].Value, nil
+	return kv.Value, uint64(kv.ModRevision), nil
 }
 
 // List implements registry.Registry. It reports whether a lease expires, but not when: that needs a

@@ -15,6 +15,21 @@ import (
 	"flanneld/pkg/registry"
 )
 
+// WriteConfig implements registry.Registry.
+func (r *Registry) WriteConfig(ctx context.Context, raw []byte, revision uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	unchanged := client.Compare(client.ModRevision(r.config), "=", int64(revision)) // 0 for a key that does not exist
+	resp, err := r.swap(ctx, r.config, client.OpPut(r.config, string(raw)), unchanged)
+	if err == nil && !resp.Succeeded {
+		err = registry.ErrConfigChanged
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", r.config, err)
+	}
+	return nil
+}
+
 // Create implements registry.Registry. It creates the key if no host has a lease of the IPv4
 // subnet, with another IPv6 subnet or without one.
 func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {

@@ -24,6 +24,7 @@ type Registry struct {
 	mu      sync.Mutex
 	index   uint64
 	config  []byte // nil: none
+	written uint64 // revision of config
 	entries map[string]*entry
 	history []change
 	keep    int           // length of history
@@ -34,7 +35,7 @@ type Registry struct {
 	hook    Hook
 }
 
-// Hook may make a call fail. It is called with the operation ("config", "list", "get", "watch",
+// Hook may make a call fail. It is called with the operation ("config", "write config", "list", "get", "watch",
 // "create", "update", "release") and, for the last four except watch, the subnets: before the
 // operation is done and afterwards, with done telling which. An error afterwards is a lost answer:
 // the operation was done.
@@ -62,8 +63,8 @@ func New() *Registry {
 func (r *Registry) SetConfig(config []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.config = slices.Clone(config)
 	r.index++
+	r.config, r.written = slices.Clone(config), r.index
 }
 
 // SetHistory sets how many events are kept.
@@ -138,18 +139,36 @@ func (r *Registry) clear() {
 
 // Config implements registry.Registry.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
-	var config []byte
-	err := r.call(ctx, "config", lease.Subnets{}, func() error {
+	config, _, err := r.ReadConfig(ctx)
+	return config, err
+}
+
+// WriteConfig implements registry.Registry.
+func (r *Registry) WriteConfig(ctx context.Context, raw []byte, revision uint64) error {
+	return r.call(ctx, "write config", lease.Subnets{}, func() error {
+		if r.config == nil && revision != 0 || r.config != nil && revision != r.written {
+			return registry.ErrConfigChanged
+		}
+		r.index++
+		r.config, r.written = append([]byte{}, raw...), r.index
+		return nil
+	})
+}
+
+// ReadConfig implements registry.Registry.
+func (r *Registry) ReadConfig(ctx context.Context) (config []byte, revision uint64, err error) {
+	err = r.call(ctx, "config", lease.Subnets{}, func() error {
 		if r.config == nil {
 			return registry.ErrNoConfig
 		}
+		revision = r.written
 		if len(r.config) > registry.MaxValue {
 			return registry.LongConfig(int64(len(r.config)))
 		}
 		config = slices.Clone(r.config)
 		return nil
 	})
-	return config, err
+	return config, revision, err
 }
 
 // List implements registry.Registry.

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +39,7 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		run  func(*suite)
 	}{
 		{"config", (*suite).config},
+		{"write config", (*suite).writeConfig},
 		{"list empty", (*suite).listEmpty},
 		{"list", (*suite).list},
 		{"list bad entries", (*suite).listBad},
@@ -186,6 +189,54 @@ func (s *suite) config() {
 			s.Errorf("config %q, want %q", got, v)
 		}
 	}
+}
+
+// readConfig reads the config, which must be the wanted one, and returns its revision.
+func (s *suite) readConfig(want string) uint64 {
+	s.Helper()
+	raw, revision, err := s.Registry.ReadConfig(s.ctx)
+	s.must(err)
+	if string(raw) != want || revision == 0 {
+		s.Errorf("config %q at revision %d, want %q", raw, revision, want)
+	}
+	return revision
+}
+
+// writeConfig checks that the config is written only if it is the one that was read.
+func (s *suite) writeConfig() {
+	if _, revision, err := s.Registry.ReadConfig(s.ctx); revision != 0 || !errors.Is(err, registry.ErrNoConfig) {
+		s.Errorf("revision %d, %v", revision, err)
+	}
+	s.want(s.Registry.WriteConfig(s.ctx, []byte("0"), 99), registry.ErrConfigChanged)
+	s.must(s.Registry.WriteConfig(s.ctx, []byte("1"), 0))
+	first := s.readConfig("1")
+	s.want(s.Registry.WriteConfig(s.ctx, []byte("2"), 0), registry.ErrConfigChanged)
+	s.must(s.Registry.WriteConfig(s.ctx, []byte("ü&=%?\n\x00"), first))
+	second := s.readConfig("ü&=%?\n\x00")
+	s.want(s.Registry.WriteConfig(s.ctx, []byte("3"), first), registry.ErrConfigChanged)
+	s.SetConfig("of an operator")
+	s.want(s.Registry.WriteConfig(s.ctx, []byte("3"), second), registry.ErrConfigChanged)
+	third := s.readConfig("of an operator")
+	var winners sync.WaitGroup
+	var won atomic.Int32
+	for i := range 8 {
+		winners.Go(func() {
+			switch err := s.Registry.WriteConfig(s.ctx, fmt.Append(nil, i), third); {
+			case err == nil:
+				won.Add(1)
+			case !errors.Is(err, registry.ErrConfigChanged):
+				s.Error(err)
+			}
+		})
+	}
+	if winners.Wait(); won.Load() != 1 {
+		s.Errorf("%d of 8 concurrent writes succeeded", won.Load())
+	}
+	s.SetConfig(strings.Repeat("x", registry.MaxValue+1))
+	_, long, err := s.Registry.ReadConfig(s.ctx)
+	s.want(err, registry.ErrLongConfig)
+	s.must(s.Registry.WriteConfig(s.ctx, []byte("short"), long))
+	s.readConfig("short")
 }
 
 func (s *suite) listEmpty() {

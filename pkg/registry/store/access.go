@@ -29,6 +29,8 @@ func (o Op) permission() (id, denied string) {
 	switch o {
 	case OpConfig:
 		return "config", "etcd does not permit this host to read the network config"
+	case OpWriteConfig:
+		return "write-config", "etcd does not permit this user to write the network config"
 	case OpList, OpGet, OpWatch:
 		return "read", "etcd does not permit this host to read leases"
 	}
@@ -40,7 +42,7 @@ func (a Registry) id(what string) string { return "etcd-access/" + string(a.API)
 // answered reports by the error of an operation whether it was done, possibly without an effect.
 func answered(err error) bool {
 	return err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
-		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
+		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrConfigChanged)
 }
 
 // note counts a call, begins or ends the conditions that follow from its error, and returns the
@@ -157,6 +159,17 @@ func (a Registry) MoveCommand(subnets lease.Subnets, files []string) string {
 func (a Registry) Config(ctx context.Context) ([]byte, error) {
 	raw, err := a.Client.Config(ctx)
 	return raw, a.note(ctx, OpConfig, err)
+}
+
+// ReadConfig implements registry.Registry.
+func (a Registry) ReadConfig(ctx context.Context) ([]byte, uint64, error) {
+	raw, revision, err := a.Client.ReadConfig(ctx)
+	return raw, revision, a.note(ctx, OpConfig, err)
+}
+
+// WriteConfig implements registry.Registry.
+func (a Registry) WriteConfig(ctx context.Context, raw []byte, revision uint64) error {
+	return a.note(ctx, OpWriteConfig, a.Client.WriteConfig(ctx, raw, revision))
 }
 
 // List implements registry.Registry.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
 )
 
@@ -133,5 +135,37 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 		if tries != c.tries {
 			t.Errorf("last in %q: taken at attempt %d, want %d", c.last, tries, c.tries)
 		}
+	}
+}
+
+// TestConfigBelongsWhereTheDaemonLooks: where there is none yet, it is the store of the last run, else
+// v3, if every API has answered.
+func TestConfigBelongsWhereTheDaemonLooks(t *testing.T) {
+	t.Parallel()
+	server := etcdtest.StartEtcd(t)
+	o := etcd.Options{Endpoints: []string{server.URL}, Prefix: "/coreos.com/network"}
+	for _, c := range []struct{ api, last, want API }{
+		{APIAuto, "", APIv3}, {APIAuto, APIv3, APIv3}, {APIAuto, APIv2, APIv2}, {APIv2, APIv3, APIv2}, {APIv3, APIv2, APIv3},
+	} {
+		s := start(t, o, c.api, Identity{Last: c.last})
+		if _, err := s.Config(t.Context()); !errors.Is(err, registry.ErrNoConfig) {
+			t.Fatal(err)
+		}
+		reg, err := s.Vacant()
+		if err != nil || reg.API != c.want {
+			t.Errorf("%s, last %q: %s, %v; want %s", c.api, c.last, reg.API, err, c.want)
+		}
+	}
+	for _, answers := range [][]answer{{{err: registry.ErrNoConfig}, {err: errors.New("no answer")}}, {{}, {err: registry.ErrNoConfig}}, {{err: registry.ErrNoAPI}, {err: registry.ErrNoAPI}}} {
+		s := start(t, o, APIAuto, Identity{})
+		s.answers = answers
+		if reg, err := s.Vacant(); err == nil {
+			t.Errorf("%v: chose %s", answers, reg.API)
+		}
+	}
+	s := start(t, o, APIAuto, Identity{})
+	s.answers = []answer{{err: registry.ErrNoAPI}, {err: registry.ErrNoConfig}}
+	if reg, err := s.Vacant(); err != nil || reg.API != APIv2 {
+		t.Errorf("a server without v3: %s, %v", reg.API, err)
 	}
 }

@@ -26,13 +26,14 @@ type Op string
 
 // Operations of a registry.Registry.
 const (
-	OpConfig  Op = "config"
-	OpList    Op = "list"
-	OpGet     Op = "get"
-	OpWatch   Op = "watch"
-	OpCreate  Op = "create"
-	OpUpdate  Op = "update"
-	OpRelease Op = "release"
+	OpConfig      Op = "config"
+	OpWriteConfig Op = "write config" // by an operator
+	OpList        Op = "list"
+	OpGet         Op = "get"
+	OpWatch       Op = "watch"
+	OpCreate      Op = "create"
+	OpUpdate      Op = "update"
+	OpRelease     Op = "release"
 )
 
 // Result is the result of an operation.
@@ -59,7 +60,7 @@ func (s *stats) count(ctx context.Context, op Op, err error) {
 	}
 	r := Failed
 	switch {
-	case errors.Is(err, registry.ErrConflict):
+	case errors.Is(err, registry.ErrConflict), errors.Is(err, registry.ErrConfigChanged):
 		r = Conflict
 	case errors.Is(err, registry.ErrDenied):
 		r = Denied

@@ -61,7 +61,8 @@ type Store struct {
 	apis       []API
 	regs       []Client
 	chosen     choice
-	waited     int // number of readings in a row without a choice
+	answers    []answer // of the last reading of the config
+	waited     int      // number of readings in a row without a choice
 
 	looks pace.Pace // pace of looking for a config elsewhere
 	found string    // where there is one, by the last look
@@ -160,6 +161,7 @@ const maxWaits = 2
 // limit if this host's last run used it.
 func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 	answers, last := s.ask(ctx), slices.Index(s.apis, s.host.Last)
+	s.answers = answers
 	var have []int
 	defer func() {
 		for i, a := range answers {
@@ -202,6 +204,26 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 		s.chosen = choice{store: have[0], why: "the network config is there"}
 	}
 	return answers[s.chosen.store].raw, answers[s.chosen.store].err
+}
+
+// Vacant returns the API that a config belongs in if Config has found none: that of this host's
+// last run, else the preferred one of those that the server has. If one of them has not answered,
+// it may have a config, so its error is returned.
+func (s *Store) Vacant() (Registry, error) {
+	chosen := -1
+	for i, a := range s.answers {
+		switch {
+		case a.there() || a.silent():
+			return Registry{}, fmt.Errorf("the %s API may have a network config: %w", s.apis[i], a.err)
+		case a.missing() && (chosen < 0 || s.apis[i] == s.host.Last):
+			chosen = i
+		}
+	}
+	if chosen < 0 {
+		return Registry{}, registry.ErrNoAPI
+	}
+	s.chosen = choice{store: chosen, why: "there is no network config"}
+	return s.Registry(), nil
 }
 
 // access returns an API as a Registry, whose errors are conditions.
