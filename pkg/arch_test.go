@@ -16,7 +16,7 @@ import (
 
 // pure are the rooms that compute values from values: no files, processes, network, logging, clock
 // or random numbers. So they can be tested with data only.
-var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "status"}
+var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "status", "trace"}
 
 // forbidden are the packages that pure rooms must not import, or with a list, of which they may use
 // only the names in it.
@@ -46,6 +46,7 @@ var mayImport = map[string][]string{
 	"firewalld":             {},
 	"filter":                {"firewall", "firewalld", "lease", "netconf", "host", "dataplane", "backend", "condition", "pace"},
 	"status":                {},
+	"trace":                 {"lease", "host", "dataplane", "status"},
 	"page":                  {"status", "pace"},
 	"api":                   {"status", "logsink", "condition", "subnetenv", "pace"},
 	"systemd":               {"condition"},
@@ -55,7 +56,7 @@ var mayImport = map[string][]string{
 	"prober":                {"backend", "host", "lease", "condition", "pace"},
 	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
 	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
-	"doctor":                {"host", "lease", "backend", "dataplane", "firewall", "kernel", "iptables", "nftables", "presence", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status", "condition"},
+	"doctor":                {"host", "lease", "backend", "dataplane", "firewall", "kernel", "iptables", "nftables", "presence", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status", "trace", "condition"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
@@ -87,7 +88,7 @@ var mayImport = map[string][]string{
 
 // commands are the rooms that the command flanneld may import: those that it runs, and the log that
 // it opens.
-var commands = []string{"daemon", "cleanup", "api", "status", "doctor", "logsink"}
+var commands = []string{"daemon", "cleanup", "api", "status", "trace", "doctor", "logsink"}
 
 // homes are the rooms that may import a library. One home each, so that replacing a library changes
 // one package. The test beds below lab are excepted.

@@ -36,6 +36,7 @@
 //	backend     one file for each backend: what to publish, what the kernel should have
 //	configdiff  what a change of the network config means for the hosts
 //	status      the document of /status: its types, its verdict, its text
+//	trace       the way of a packet between two containers: from facts to steps and a verdict
 //
 // Rooms for one thing each outside of the process:
 //
