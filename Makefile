@@ -59,7 +59,8 @@ DOCKER_ARCH = $(or $(ARCH),$(HOST_ARCH))
 LDFLAGS = -s -w -X main.version=$(TAG)
 BUILD   = GOOS=linux GOARM=$(GOARM) $(GO) build -ldflags '$(LDFLAGS)'
 
-# Tools for packages and checks, and the tests of dist/prometheus, have their own go.mod.
+# Tools for packages and checks, and the tests of dist/prometheus and dist/page, have their own
+# go.mod.
 TOOL     = $(GO) tool -modfile=dist/tools/go.mod
 TOOL_RUN = $(GO) run -C dist/tools
 
@@ -122,6 +123,8 @@ help:
 	@echo '  make test-arch             the packages without I/O on arm64, s390x and ppc64le, with qemu'
 	@echo '  make test-dist             the release: content, static binaries, the same bytes twice'
 	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
+	@echo '  make test-page             the page in a browser (chromium), with a real network as root;'
+	@echo '                             SCREENSHOTS=DIR to keep the pictures'
 	@echo '  make test-vm               the tests on other kernels, emulated: VM_KERNELS, VM_SHORT=yes'
 	@echo '  make caches                create what these two keep in the cache (root)'
 	@echo '  make zoo                   hosts of all shapes, with every backend (root)'
@@ -254,6 +257,7 @@ staticcheck: | need-go
 	$(TOOL) staticcheck -tags grpcnotrace,system,vm ./...
 	cd dist/tools; $(GO) vet ./... && $(GO) tool staticcheck ./...
 	cd dist/prometheus; $(GO) tool -modfile=../tools/go.mod staticcheck ./...
+	cd dist/page; $(GO) vet ./... && $(GO) tool -modfile=../tools/go.mod staticcheck ./...
 
 # Packages that the tests need besides Go and make. NO_INSTALL=1 installs nothing.
 .PHONY: packages
@@ -335,6 +339,13 @@ test-system: need-root
 	built image $(OLDER) >/dev/null; IMAGE=$(CURDIR)/dist/flanneld-older-$(HOST_ARCH).docker; \
 	export OLD_TARBALL OLD_DEB TARBALL DEB IMAGE; \
 	$(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/lab/machine ./dist
+
+# The page in Debian's chromium, which takes much memory and measures times: not a part of "make
+# test". With TESTFLAGS=-short it is only clicked through.
+.PHONY: test-page
+test-page: dist/flanneld dist/flannel-lab
+	@[ "$$(id -u)" != 0 ] || command -v chromium >/dev/null || .ci/packages install
+	SCREENSHOTS='$(abspath $(SCREENSHOTS))' nice -n 19 $(GO) test -C dist/page -v -vet=off -count=1 -timeout 15m $(TESTFLAGS) .
 
 # Debian's kernels, emulated, and kept in the user's cache directory. VM_MIRROR sets another
 # Debian mirror. VM_SHORT=yes runs only a few tests of each package.

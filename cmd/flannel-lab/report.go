@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/subnetenv"
 )
 
 // A report prints the results of the demo, in colour on a terminal.
@@ -133,6 +134,7 @@ func (r *report) printAccess(l *lab.Lab, flanneld string, containers []*lab.Cont
 	r.line("enter a host:       nsenter --net=%s", l.Hosts[0].NS.Path())
 	r.line("enter a container:  ip netns exec %s sh", containers[0].NS.Name)
 	r.line("is it healthy:      nsenter --net=%s %s status --subnet-file=%s", l.Hosts[0].NS.Path(), flanneld, l.Hosts[0].SubnetFile)
+	r.line("open its page:      ssh -N -L 9285:%s root@MACHINE, then http://localhost:9285/", subnetenv.SocketPath(l.Hosts[0].SubnetFile))
 	r.line("look at the keys:   nsenter --net=%s curl %s/v2/keys%s?recursive=true", l.Fabric.Path(), l.Etcd.Endpoint(),
 		strings.TrimSuffix(configKey, "/config"))
 	r.line("logs and files:     %s", l.Dir)

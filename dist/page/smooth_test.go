@@ -50,6 +50,9 @@ func (p *tab) isSmooth(what string, do func(attempt int)) {
 // TestThousandPeersStaySmooth: with a thousand peers, of which a hundred change each second, no task
 // takes longer than the limit: neither updates, nor scrolling, sorting, filtering and selecting.
 func TestThousandPeersStaySmooth(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures times")
+	}
 	for _, on := range []screen{desktop(), phone()} {
 		t.Run(on.String(), func(t *testing.T) {
 			s := healthy(1000)
