@@ -57,7 +57,7 @@ var groups = []group{
 	{"health and status", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringVar(&cl.healthzIP, "healthz-ip", "0.0.0.0", "`address` to serve /healthz and /readyz on")
 		f.IntVar(&cl.healthzPort, "healthz-port", 0, "`port` to serve them on, 0 to 65535; 0 turns them off")
-		f.StringVar(&cl.statusListen, "status-listen", "", "`address:port` to serve /status, /readyz and /metrics on, for monitoring; off if empty")
+		f.StringVar(&cl.statusListen, "status-listen", "", "`address:port` to serve /status, /readyz, /metrics and a page on, for monitoring; off if empty")
 		f.DurationVar(&cl.options.Probes, "probe-interval", time.Second, "`time` in which up to 5 peers are pinged through the overlay, 100ms to 1h; 0 turns it off")
 		f.BoolVar(&cl.options.PerPeer, "metrics-per-peer", false, "also export metrics of each peer, of which there may be thousands")
 	}},

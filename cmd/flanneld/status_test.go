@@ -324,9 +324,9 @@ func TestStatusPortChangesNothing(t *testing.T) {
 	c.shows(h, status.VerdictDegraded, "1 skipped", nil)
 	before := c.snapshot(h, "10.42.0.0/16", "flannel.1").Text()
 	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PURGE"} {
-		for _, path := range []string{"/", "/status", "/readyz", "/healthz", "/metrics", "/cleanup", "/status/../../etc/passwd", "/debug/pprof/", "/status?all=1"} {
-			if method == "HEAD" {
-				continue // curl waits for a body that does not come
+		for _, path := range []string{"/", "/events", "/status", "/readyz", "/healthz", "/metrics", "/cleanup", "/status/../../etc/passwd", "/debug/pprof/", "/status?all=1"} {
+			if method == "HEAD" || method == "GET" && path == "/events" {
+				continue // curl waits for a body that does not come, or does not end
 			}
 			answer, code := ask(8081, method, path)
 			if served := code == 200; served && method != "GET" {

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -214,6 +216,44 @@ func TestPageWhoseDaemonIsGone(t *testing.T) {
 	p.text("#live", "live")
 	p.text("#verdict", "degraded")
 	p.shows("no notice", "document.querySelector('#lost').hidden")
+}
+
+// TestSilentConnectionIsLost: one that stays, but on which nothing arrives any longer, as behind a
+// firewall that has forgotten it.
+func TestSilentConnectionIsLost(t *testing.T) {
+	url, _ := healthy(4).serve(t)
+	var silent atomic.Bool
+	p := open(t, rewrite(t, url, func(line []byte) []byte {
+		if silent.Load() {
+			return nil
+		}
+		return line
+	}), desktop())
+	p.text("#live", "live")
+	silent.Store(true)
+	p.text("#lost", "The connection to flanneld is lost")
+	silent.Store(false)
+	p.text("#live", "live")
+}
+
+// TestNewerPageIsOffered: after an upgrade of the daemon, the page that is open may not understand
+// it.
+func TestNewerPageIsOffered(t *testing.T) {
+	url, _ := healthy(4).serve(t)
+	var newer atomic.Bool
+	id := regexp.MustCompile(`"page":"[0-9a-f]+"`)
+	p := open(t, rewrite(t, url, func(line []byte) []byte {
+		if newer.Load() {
+			return id.ReplaceAllLiteral(line, []byte(`"page":"0"`))
+		}
+		return line
+	}), desktop())
+	p.text("#live", "live")
+	p.shows("no notice", "document.querySelector('#newer').hidden")
+	newer.Store(true)
+	p.text("#newer", "This flanneld has another version of the page.")
+	p.click("#reload")
+	p.shows("no notice", "document.querySelector('#newer').hidden && document.querySelector('#live').innerText.includes('live')")
 }
 
 // TestPageOfABusyDaemon: one that has as many watchers as it serves is asked again.

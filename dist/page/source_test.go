@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -143,10 +144,10 @@ func (s *source) serve(t testing.TB) (url string, stop func()) {
 // serveAt does so at an address.
 func (s *source) serveAt(t testing.TB, addr string) (stop func()) {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
+	quiet := slog.New(slog.DiscardHandler)
 	p := page.New(page.Config{Status: s.status, Device: s.device})
-	sources := api.Sources{State: api.NewState(condition.NewList(log)), Status: s.status, Page: p, Events: p.Events()}
-	server, err := sources.ListenTCP(netip.MustParseAddrPort(addr), log)
+	sources := api.Sources{State: api.NewState(condition.NewList(quiet)), Status: s.status, Page: p, Events: p.Events()}
+	server, err := sources.ListenTCP(netip.MustParseAddrPort(addr), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,6 +159,43 @@ func (s *source) serveAt(t testing.TB, addr string) (stop func()) {
 		sampling.Wait()
 	})
 	return stop
+}
+
+// rewrite returns the URL of a page whose lines of events are changed by a function on their way.
+func rewrite(t *testing.T, url string, change func(line []byte) []byte) string {
+	t.Helper()
+	target, err := neturl.Parse(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.FlushInterval = -1
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	proxy.ModifyResponse = func(r *http.Response) error {
+		if r.Request.URL.Path != "/events" {
+			return nil
+		}
+		body, lines := r.Body, bufio.NewReader(r.Body)
+		read, written := io.Pipe()
+		r.Body = struct {
+			io.Reader
+			io.Closer
+		}{read, body}
+		go func() {
+			for {
+				line, err := lines.ReadBytes('\n')
+				if err != nil {
+					written.CloseWithError(err)
+					return
+				}
+				written.Write(change(line))
+			}
+		}()
+		return nil
+	}
+	server := httptest.NewServer(proxy)
+	t.Cleanup(server.CloseClientConnections)
+	return server.URL
 }
 
 // record returns the URL of a page whose events have traffic of five minutes, recorded before.
@@ -176,34 +214,7 @@ func record(t *testing.T, url string) string {
 		t.Fatal(err)
 	}
 	traffic := regexp.MustCompile(`"traffic":\{[^}]*\}`)
-	target, err := neturl.Parse(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.FlushInterval = -1
-	proxy.ModifyResponse = func(r *http.Response) error {
-		if r.Request.URL.Path == "/events" {
-			body, lines := r.Body, bufio.NewReader(r.Body)
-			read, written := io.Pipe()
-			r.Body = struct {
-				io.Reader
-				io.Closer
-			}{read, body}
-			go func() {
-				for {
-					line, err := lines.ReadBytes('\n')
-					if err != nil {
-						written.CloseWithError(err)
-						return
-					}
-					written.Write(traffic.ReplaceAllLiteral(line, append([]byte(`"traffic":`), recorded...)))
-				}
-			}()
-		}
-		return nil
-	}
-	server := httptest.NewServer(proxy)
-	t.Cleanup(server.CloseClientConnections)
-	return server.URL
+	return rewrite(t, url, func(line []byte) []byte {
+		return traffic.ReplaceAllLiteral(line, append([]byte(`"traffic":`), recorded...))
+	})
 }

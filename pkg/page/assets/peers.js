@@ -48,7 +48,6 @@ class Row {
 
   show(peer, index) {
     this.element.setAttribute("aria-rowindex", index + 2);
-    this.element.classList.toggle("odd", index % 2 === 1);
     if (peer === this.peer) return;
     if (peer.state !== this.peer?.state) {
       this.cells.state.replaceChildren(shape(peer.state), element("span", {}, peer.state.id));
