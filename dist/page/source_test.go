@@ -2,6 +2,7 @@ package page
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -147,17 +148,17 @@ func (s *source) serveAt(t testing.TB, addr string) (stop func()) {
 	quiet := slog.New(slog.DiscardHandler)
 	p := page.New(page.Config{Status: s.status, Device: s.device})
 	sources := api.Sources{State: api.NewState(condition.NewList(quiet)), Status: s.status, Page: p, Events: p.Events()}
-	server, err := sources.ListenTCP(netip.MustParseAddrPort(addr), quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sampling sync.WaitGroup
-	sampling.Go(func() { p.Run(t.Context()) })
-	stop = func() { server.Close() }
-	t.Cleanup(func() {
-		stop()
-		sampling.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		sources.ServeTCP(ctx, netip.MustParseAddrPort(addr), func(err error) error { return err }, condition.NewList(quiet), quiet)
 	})
+	tasks.Go(func() { p.Run(ctx) })
+	stop = func() {
+		cancel()
+		tasks.Wait()
+	}
+	t.Cleanup(stop)
 	return stop
 }
 
