@@ -70,8 +70,8 @@ func (c *cluster) awaitEvent(events <-chan page.Event, what string, is func(page
 	}
 }
 
-// TestPageFollowsTheDaemon: the page is on the socket; watchers are told of traffic, of a repair, and
-// of a peer that comes and goes, and hear the end of the daemon.
+// TestPageFollowsTheDaemon: the page is on the socket; watchers are sent traffic, a repair, a peer
+// that is cut off, one that comes and goes, and the end of the daemon.
 func TestPageFollowsTheDaemon(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, vxlanConfig)
@@ -83,11 +83,11 @@ func TestPageFollowsTheDaemon(t *testing.T) {
 	}
 	events := c.events(h)
 	first := c.awaitEvent(events, "the first event", func(page.Event) bool { return true })
-	if !first.Whole || len(first.Peers) != 1 || first.Lease.Subnet != c.subnet(h) || first.Traffic == nil || first.Traffic.Device != "flannel.1" || len(first.Facts) == 0 {
-		t.Errorf("%+v", first)
+	if !first.Whole || len(first.Peers) != 1 || first.Lease.Subnet != c.subnet(h) || first.Traffic == nil || len(first.Facts) == 0 {
+		t.Errorf("first: %+v", first)
 	}
 	c.awaitEvent(events, "traffic", func(e page.Event) bool {
-		if e.Traffic == nil {
+		if e.Traffic == nil || e.Traffic.Device != "flannel.1" || len(e.Traffic.Rates) == 0 {
 			return false
 		}
 		last := e.Traffic.Rates[len(e.Traffic.Rates)-1]
@@ -101,6 +101,18 @@ func TestPageFollowsTheDaemon(t *testing.T) {
 	c.sh(h, "ip link set flannel.1 down && ip link del flannel.1")
 	c.awaitEvent(events, "the repair of the device", func(e page.Event) bool {
 		return len(e.Repairs) > 1 && strings.Contains(e.Repairs[0].What, "+1 link") && e.Drift != nil && *e.Drift == 0
+	})
+	other := c.Hosts[1]
+	c.cutWay(other, h)
+	c.awaitEvent(events, "the peer fails", func(e page.Event) bool {
+		return len(e.Peers) == 1 && e.Peers[0].Subnet == c.subnet(other) && e.Peers[0].Probe == status.ProbeFailing
+	})
+	c.awaitEvent(events, "the verdict", func(e page.Event) bool {
+		return e.Verdict == status.VerdictDegraded && len(e.Conditions) > 0
+	})
+	c.mendWays()
+	c.awaitEvent(events, "the peer answers", func(e page.Event) bool {
+		return len(e.Peers) == 1 && e.Peers[0].Subnet == c.subnet(other) && e.Peers[0].Probe == status.ProbeOK
 	})
 	c.put("subnets/10.42.250.0-24", phantomValue("172.31.200.250", "02:00:00:00:00:fa"))
 	of := func(e page.Event) *status.Peer {

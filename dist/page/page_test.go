@@ -82,7 +82,7 @@ func TestTableIsSortedAndFiltered(t *testing.T) {
 	url, _ := s.serve(t)
 	p := open(t, url, desktop())
 	p.text("#peers-count", "12 peers")
-	if got := p.column("state"); strings.Join(got[:6], " ") != "failing unprogrammed lossy skipped unknown ok" {
+	if got := p.column("state"); strings.Join(got[:7], " ") != "failing unprogrammed lossy skipped unknown unprobed ok" {
 		t.Errorf("by state: %q", got)
 	}
 	for _, by := range []struct{ column, first, then string }{ // of twelve, those that are known
@@ -91,7 +91,7 @@ func TestTableIsSortedAndFiltered(t *testing.T) {
 		{"rtt", "0.18 ms … 9.00 ms", "9.00 ms … 0.18 ms"},
 		{"loss", "100 % … 0 %", "0 % … 100 %"},
 		{"changed", "4 min … 4 min", "4 min … 4 min"},
-		{"reason", "25 % of the probes are lost … route 10.42.4.0/24: file exists", "route 10.42.4.0/24: file exists … 25 % of the probes are lost"},
+		{"reason", "25 % of the probes are lost … the kernel was not read yet", "the kernel was not read yet … 25 % of the probes are lost"},
 		{"programmed", "fdb, neighbour … fdb, neighbour, route", "fdb, neighbour, route … fdb, neighbour"},
 	} {
 		for _, want := range []string{by.first, by.then} {

@@ -11,7 +11,7 @@ import (
 func broken() *source {
 	s := healthy(12)
 	s.set(func(d *status.Document) {
-		for i, state := range []string{"failing", "lossy", "skipped", "unprogrammed", "unknown"} {
+		for i, state := range []string{"failing", "lossy", "skipped", "unprogrammed", "unknown", "unprobed"} {
 			fault(&d.Peers[2*i+1], state)
 		}
 		d.Conditions = []status.Condition{

@@ -24,6 +24,7 @@ import (
 
 	"flanneld/pkg/api"
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/page"
 	"flanneld/pkg/status"
 )
@@ -86,14 +87,16 @@ func fault(p *status.Peer, state string) {
 	case "failing":
 		p.SetProbe(status.Probe{State: status.ProbeFailing, Loss: 1, Answered: time.Now(), Fault: "does not answer probes since 2026-08-01 11:00:00"})
 	case "lossy":
-		p.SetProbe(status.Probe{State: status.ProbeOK, RTT: 9 * time.Millisecond, Loss: 0.25, Answered: time.Now(), Fault: "25 % of the probes are lost"})
+		p.SetProbe(status.Probe{State: status.ProbeLossy, RTT: 9 * time.Millisecond, Loss: 0.25, Answered: time.Now(), Fault: "25 % of the probes are lost"})
 	case "skipped":
 		p.State, p.Reason, p.Programmed, p.Probe, p.RTT, p.Loss = status.Skipped, "public IP belongs to an older lease: 192.0.2.19, 10.42.8.0/24", "", status.ProbeUnknown, nil, nil
 		p.Changed = pointer(time.Now().Add(-4 * time.Minute))
 	case "unprogrammed":
 		p.State, p.Reason, p.Programmed = status.Unprogrammed, "route 10.42.4.0/24: file exists", "fdb, neighbour on flannel.1"
-	case "unknown":
+	case "unprobed":
 		p.Probe, p.RTT, p.Loss = status.ProbeUnknown, nil, nil
+	case "unknown":
+		p.State, p.Reason = status.Unknown, "the kernel was not read yet"
 	}
 }
 
@@ -153,7 +156,13 @@ func (s *source) serveAt(t testing.TB, addr string) (stop func()) {
 	tasks.Go(func() {
 		sources.ServeTCP(ctx, netip.MustParseAddrPort(addr), func(err error) error { return err }, condition.NewList(quiet), quiet)
 	})
-	tasks.Go(func() { p.Run(ctx) })
+	wait.For(t, timeout, "the server", func() error {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
 	stop = func() {
 		cancel()
 		tasks.Wait()

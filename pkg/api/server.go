@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"flanneld/pkg/condition"
@@ -49,6 +50,9 @@ type Sources struct {
 	// Page answers / with a page that shows the status, and Events answers /events, for as long as
 	// the client wants; both are nil if there are none.
 	Page, Events http.Handler
+	// Tick is called every few seconds while the socket is served, when the daemon is awake anyway;
+	// nil if nothing is to be done then. It must not wait.
+	Tick func()
 }
 
 // handler returns the handler of the unix socket or of -status-listen. Each has its own limits of
@@ -77,6 +81,33 @@ func (s Sources) handler() http.Handler {
 		mux.Handle("GET /events", watched.limited(s.Events))
 	}
 	return mux
+}
+
+// localOnly returns a handler that refuses requests for a name that others may have given to this
+// host. Otherwise a page of another site, whose name first has the address of the site and then
+// 127.0.0.1 (DNS rebinding), could read everything through the browser of whoever has forwarded a
+// port to the socket. Addresses, localhost and names without a dot are no names of sites. A server
+// for other hosts cannot know its names, and what it serves is for everyone who reaches it.
+func localOnly(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isLocalName(r.Host) {
+			http.Error(w, "the name of the server must be localhost, or an address", http.StatusMisdirectedRequest)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// isLocalName reports whether the host of a request, which may have a port, is an address or a name
+// that only this host can have.
+func isLocalName(host string) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	_, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	return err == nil || !strings.Contains(name, ".") || strings.HasSuffix(name, ".localhost")
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {
@@ -130,6 +161,9 @@ func (l limit) acquire(ctx context.Context) bool {
 // else is known about it.
 func (s Sources) ServeTCP(ctx context.Context, addr netip.AddrPort, explain func(error) error, conditions *condition.List, log *slog.Logger) {
 	h := s.handler()
+	if addr.Addr().IsLoopback() {
+		h = localOnly(h)
+	}
 	var last, explained error // the same error is explained once
 	keepServing(ctx, conditions, condition.Condition{
 		ID: portCondition, Severity: condition.Notice, Text: "cannot serve the status at -status-listen, will retry",

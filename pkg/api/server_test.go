@@ -492,3 +492,33 @@ func TestWatchersAreFew(t *testing.T) {
 		return nil
 	})
 }
+
+// TestNamesOfOtherSitesAreRefused: by servers that only this host reaches, so that no site can read
+// what they serve by giving its own name the address of this host. Others do not know their names.
+func TestNamesOfOtherSitesAreRefused(t *testing.T) {
+	s := streaming(nil)
+	for host, local := range map[string]bool{
+		"localhost": true, "localhost:9285": true, "LOCALHOST.:9285": true, "x.localhost:80": true, "flanneld": true, "127.0.0.1:9285": true, "192.0.2.1": true,
+		"[::1]:9285": true, "[::1]": true, "[fe80::1%25eth0]:80": true, "": true,
+		"site.example": false, "site.example:9285": false, "SITE.EXAMPLE.": false, "localhost.example": false, "127.0.0.1.example:80": false, "127.0.0.1.nip.example": false,
+		"x.localhost.example": false, "notlocalhost.x": false, "[::1].example:80": false, "a.b:c:d": false,
+	} {
+		for _, path := range []string{"/", "/status", "/readyz", "/healthz"} {
+			r := httptest.NewRequest("GET", path, nil)
+			r.Host = host
+			w := httptest.NewRecorder()
+			localOnly(s.handler()).ServeHTTP(w, r)
+			if want := map[bool]int{true: 200, false: 421}[local]; w.Code != want && (w.Code != 503 || path != "/readyz") {
+				t.Errorf("%q, %s: %d, want %d", host, path, w.Code, want)
+			}
+			w = httptest.NewRecorder()
+			if s.handler().ServeHTTP(w, r); w.Code == 421 {
+				t.Errorf("%q, %s, for other hosts: %d", host, path, w.Code)
+			}
+		}
+	}
+	t.Parallel()
+	if code := exchange(t, listenStatus(t, quiet()), "GET /status HTTP/1.1\r\nHost: site.example\r\n\r\n"); code != 421 {
+		t.Errorf("over TCP, on a loopback address: %d", code)
+	}
+}

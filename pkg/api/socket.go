@@ -37,7 +37,7 @@ var errInUse = errors.New("another flanneld answers on it")
 // and one that another program has removed is created again. While the socket cannot be served,
 // there is a condition.
 func (s Sources) ServeSocket(ctx context.Context, path string, conditions *condition.List, log *slog.Logger) {
-	h := s.handler()
+	h := localOnly(s.handler())
 	keepServing(ctx, conditions, condition.Condition{
 		ID: socketCondition, Severity: condition.Notice, Text: "cannot serve the socket for flanneld status, will retry",
 		Fields: []any{"path", path},
@@ -45,7 +45,7 @@ func (s Sources) ServeSocket(ctx context.Context, path string, conditions *condi
 		l, err := listenUnix(path)
 		if err == nil {
 			conditions.End(socketCondition)
-			l.serve(ctx, newServer("socket", h, log))
+			l.serve(ctx, newServer("socket", h, log), s.Tick)
 		}
 		return err
 	})
@@ -107,8 +107,9 @@ func listenUnix(path string) (*unixListener, error) {
 	return &unixListener{l, path, file}, nil
 }
 
-// serve serves until ctx ends or the file of the socket is gone.
-func (l *unixListener) serve(ctx context.Context, server *http.Server) {
+// serve serves until ctx ends or the file of the socket is gone. It calls tick, unless it is nil,
+// whenever it has looked for the file.
+func (l *unixListener) serve(ctx context.Context, server *http.Server, tick func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -117,6 +118,9 @@ func (l *unixListener) serve(ctx context.Context, server *http.Server) {
 	ticker := time.NewTicker(socketCheck)
 	defer ticker.Stop()
 	for l.present() {
+		if tick != nil {
+			tick()
+		}
 		select {
 		case <-ctx.Done():
 			if l.present() {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,6 +101,37 @@ func TestSocketIsKept(t *testing.T) {
 			numbered(2).serve(t, file)
 			answers(t, file, 2)
 		})
+	}
+}
+
+// TestSocketServesLocalNamesAndTicks: a port that is forwarded to the socket is named localhost. What
+// is to be done now and then is done when the socket is looked for.
+func TestSocketServesLocalNamesAndTicks(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "subnet.env")
+	s, ticks := numbered(1), make(chan time.Time, 10)
+	s.Tick = func() { ticks <- time.Now() }
+	s.serve(t, file)
+	answers(t, file, 1)
+	ask := func(host string) int {
+		c, err := net.Dial("unix", subnetenv.SocketPath(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "GET /status HTTP/1.1\r\nHost: %s\r\n\r\n", host)
+		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.StatusCode
+	}
+	if ok, other := ask("localhost:9285"), ask("site.example:9285"); ok != 200 || other != 421 {
+		t.Errorf("localhost: %d, another site: %d", ok, other)
+	}
+	first := <-ticks
+	if second := <-ticks; second.Sub(first) < socketCheck/2 {
+		t.Errorf("a tick after %v", second.Sub(first))
 	}
 }
 

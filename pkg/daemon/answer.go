@@ -30,9 +30,9 @@ func (d *daemon) answer(ctx context.Context) (stop func(), err error) {
 		}
 	}
 	sources := api.Sources{State: d.state, Status: d.status, Metrics: metrics.New(d.metrics, d.options.PerPeer)}
+	d.addPage(&sources)
 	serving, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
-	d.servePage(serving, &tasks, &sources)
 	tasks.Go(func() {
 		sources.ServeSocket(serving, subnetenv.SocketPath(d.options.SubnetFile), d.conditions, d.log)
 	})

@@ -2,13 +2,11 @@ package daemon
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 
 	"flanneld/pkg/api"
@@ -19,15 +17,11 @@ import (
 func watched(t testing.TB, d *daemon) *httptest.Server {
 	t.Helper()
 	var s api.Sources
-	var tasks sync.WaitGroup
-	ctx, cancel := context.WithCancel(t.Context())
-	d.servePage(ctx, &tasks, &s)
+	d.addPage(&s)
 	server := httptest.NewServer(s.Events)
 	t.Cleanup(func() {
 		server.CloseClientConnections()
 		server.Close()
-		cancel()
-		tasks.Wait()
 	})
 	return server
 }

@@ -25,12 +25,12 @@ type state struct {
 	document status.Document // the peers are in the map
 	head     []byte          // the rest of it, without what changes with the time only
 	peers    map[netip.Prefix]status.Peer
-	samples  uint64 // number of samples of the traffic
+	rates    uint64 // number of rates of the traffic so far
 }
 
 // newState returns the state that a document shows.
-func newState(d status.Document, samples uint64) *state {
-	s := &state{document: d, samples: samples, peers: make(map[netip.Prefix]status.Peer, len(d.Peers))}
+func newState(d status.Document, rates uint64) *state {
+	s := &state{document: d, rates: rates, peers: make(map[netip.Prefix]status.Peer, len(d.Peers))}
 	for _, p := range d.Peers {
 		s.peers[p.Subnet] = p
 	}
@@ -60,7 +60,7 @@ func (s *state) since(before *state) (e Event, differs bool) {
 			e.Gone = append(e.Gone, subnet)
 		}
 	}
-	return e, len(e.Peers) > 0 || len(e.Gone) > 0 || s.samples != before.samples || !bytes.Equal(s.head, before.head)
+	return e, len(e.Peers) > 0 || len(e.Gone) > 0 || s.rates != before.rates || !bytes.Equal(s.head, before.head)
 }
 
 // samePeer reports whether two states of a peer are equal.

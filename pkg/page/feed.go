@@ -24,9 +24,9 @@ const (
 	// maxQueue is the number of events that may wait for a watcher. If there are more, it is
 	// dropped, because a later event is useless without those before.
 	maxQueue = 8
-	// A watcher must take a chunk of an event within chunkTimeout.
-	chunk        = 16 << 10
-	chunkTimeout = 5 * time.Second
+	// sendTimeout is the time within which a watcher must take an event. The page connects again if it
+	// has received none for 15 seconds.
+	sendTimeout = 10 * time.Second
 	// reconnectPause is the time after which a browser whose connection is lost connects again.
 	reconnectPause = "retry: 2000\n\n"
 )
@@ -87,13 +87,11 @@ func (f *feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// send sends a message in chunks, each of which must be taken in time.
+// send sends a message, which must be taken in time.
 func send(w io.Writer, out *http.ResponseController, m []byte) error {
-	for part := range slices.Chunk(m, chunk) {
-		_ = out.SetWriteDeadline(time.Now().Add(chunkTimeout)) // of a connection, always possible
-		if _, err := w.Write(part); err != nil {
-			return err
-		}
+	_ = out.SetWriteDeadline(time.Now().Add(sendTimeout)) // of a connection, always possible
+	if _, err := w.Write(m); err != nil {
+		return err
 	}
 	return out.Flush()
 }
@@ -163,11 +161,11 @@ func (f *feed) wait(watchers []*watcher) bool {
 // update compares the present state with what the watchers have been sent, and sends them what has
 // changed.
 func (f *feed) update(watchers []*watcher) {
-	traffic, samples := f.traffic()
-	now, before := newState(f.status(), samples), f.before
+	traffic, rates := f.traffic()
+	now, before := newState(f.status(), rates), f.before
 	f.before = now
 	encode := func(e Event) []byte {
-		if e.Page = f.page(); e.Whole || samples != before.samples {
+		if e.Page = f.page(); e.Whole || rates != before.rates {
 			e.Traffic = &traffic
 		}
 		return message(e)

@@ -273,7 +273,7 @@ func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 	}
 	present := func(want int) {
 		t.Helper()
-		wait.For(t, 4*chunkTimeout, fmt.Sprint(want, " watchers"), func() error {
+		wait.For(t, 3*sendTimeout, fmt.Sprint(want, " watchers"), func() error {
 			if n := len(f.present()); n != want {
 				return fmt.Errorf("%d", n)
 			}
@@ -282,7 +282,7 @@ func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 	}
 	present(1)
 	present(0)
-	wait.For(t, chunkTimeout, "the end of the goroutine", func() error {
+	wait.For(t, sendTimeout, "the end of the goroutine", func() error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if f.running {

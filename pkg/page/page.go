@@ -1,14 +1,14 @@
 // Package page is the page at /, which shows the status in a browser: the document that a browser
 // loads, and the events that keep it up to date.
 //
-// It only reads, and it does nothing while nobody watches except for taking a sample of the traffic
-// every two seconds. The document contains no data of the daemon, and runs nothing but its own
-// script. Invariants: the work for the watchers does not grow with their number, except for sending;
-// a watcher that is slow delays neither others nor the daemon.
+// It only reads. While nobody watches, it has no goroutine and no timer: the document is assembled
+// for the first who asks for it, and samples of the traffic are taken when the daemon is awake
+// anyway. The document contains no data of the daemon, and runs nothing but its own script.
+// Invariants: the work for the watchers does not grow with their number, except for sending; a
+// watcher that is slow delays neither others nor the daemon.
 package page
 
 import (
-	"context"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"flanneld/pkg/status"
 )
@@ -44,8 +45,9 @@ func New(cfg Config) *Page {
 	return p
 }
 
-// Run samples the traffic until ctx ends.
-func (p *Page) Run(ctx context.Context) { p.sampler.run(ctx) }
+// Sample takes a sample of the traffic if one is due. Who opens the page sees the traffic from the
+// first sample on.
+func (p *Page) Sample() { p.sampler.sample(time.Now()) }
 
 // ServeHTTP answers requests for the page itself.
 func (p *Page) ServeHTTP(w http.ResponseWriter, _ *http.Request) {

@@ -112,8 +112,8 @@ func TestStatesOfPeersAreKnownToTheScript(t *testing.T) {
 			t.Errorf("the state %s", state)
 		}
 	}
-	for _, state := range []status.ProbeState{status.ProbeOK, status.ProbeFailing} {
-		if !strings.Contains(script, `p.probe === "`+string(state)) && !strings.Contains(script, `p.probe !== "`+string(state)) {
+	for _, state := range []status.ProbeState{status.ProbeOK, status.ProbeLossy, status.ProbeFailing} {
+		if !strings.Contains(script, `p.probe === "`+string(state)+`"`) || !strings.Contains(script, `{ id: "`+string(state)+`"`) {
 			t.Errorf("the probe %s", state)
 		}
 	}

@@ -1,17 +1,16 @@
 package page
 
 import (
-	"context"
 	"slices"
 	"sync"
 	"time"
 )
 
 const (
-	// samplePause is the time between two samples of the traffic.
-	samplePause = 2 * time.Second
-	// maxSamples is the number of samples that are kept: five minutes.
-	maxSamples = 150
+	// rateTime is the time of which a rate is the average.
+	rateTime = 2 * time.Second
+	// maxRates is the number of rates that are kept: five minutes.
+	maxRates = 150
 )
 
 // Counters are the numbers of bytes that a device has received and sent.
@@ -25,58 +24,53 @@ type Traffic struct {
 	Rates []*[2]uint64 `json:"rates"`
 }
 
-// sampler takes samples of the traffic, which are few, so that they are taken while nobody watches
-// as well: who opens the page sees the minutes before.
+// sampler takes samples of the traffic: one for each rate while somebody watches, and fewer while
+// nobody does. The rate between two samples is that of the whole time between them.
 type sampler struct {
 	read func() (string, Counters)
 
-	// The following belong to run's goroutine.
-	last Counters
-	at   time.Time // of last
-
 	mu     sync.Mutex
 	device string
+	last   Counters
+	at     time.Time // of the last sample; zero before the first
+	end    time.Time // of the last rate
 	rates  []*[2]uint64
-	number uint64 // of samples so far
+	number uint64 // of rates so far
 }
 
-// run takes samples until ctx ends.
-func (s *sampler) run(ctx context.Context) {
-	ticker := time.NewTicker(samplePause)
-	defer ticker.Stop()
-	for {
-		s.sample(time.Now())
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
-}
-
-// sample takes a sample. The rate is unknown if it is another device than before, or if it was
-// created again.
+// sample takes a sample if there is time for a rate since the last one. The rate is unknown if it is
+// another device than before, or if it was created again.
 func (s *sampler) sample(now time.Time) {
-	device, c := s.read()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.at.IsZero() {
+		s.device, s.last = s.read()
+		s.at, s.end = now, now
+		return
+	}
+	n := int(now.Sub(s.end) / rateTime)
+	if n <= 0 {
+		return
+	}
+	device, c := s.read()
 	var rate *[2]uint64
-	if passed := now.Sub(s.at).Seconds(); device != "" && device == s.device && passed > 0 && c.Received >= s.last.Received && c.Sent >= s.last.Sent {
+	if device != "" && device == s.device && c.Received >= s.last.Received && c.Sent >= s.last.Sent {
+		passed := now.Sub(s.at).Seconds()
 		rate = &[2]uint64{perSecond(c.Received-s.last.Received, passed), perSecond(c.Sent-s.last.Sent, passed)}
 	}
-	s.device, s.last, s.at = device, c, now
-	if len(s.rates) == maxSamples {
-		s.rates = slices.Delete(s.rates, 0, 1)
-	}
-	s.rates = append(s.rates, rate)
-	s.number++
+	s.device, s.last, s.at, s.end = device, c, now, s.end.Add(time.Duration(n)*rateTime)
+	s.number += uint64(n)
+	n = min(n, maxRates)
+	s.rates = slices.Delete(s.rates, 0, max(0, len(s.rates)+n-maxRates))
+	s.rates = append(s.rates, slices.Repeat([]*[2]uint64{rate}, n)...)
 }
 
 func perSecond(bytes uint64, seconds float64) uint64 { return uint64(float64(bytes) / seconds) }
 
-// traffic returns the rates, and the number of samples so far.
-func (s *sampler) traffic() (t Traffic, samples uint64) {
+// traffic returns the rates, and the number of rates so far.
+func (s *sampler) traffic() (t Traffic, number uint64) {
+	s.sample(time.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Traffic{Device: s.device, Interval: samplePause.Seconds(), Rates: append([]*[2]uint64{}, s.rates...)}, s.number
+	return Traffic{Device: s.device, Interval: rateTime.Seconds(), Rates: append([]*[2]uint64{}, s.rates...)}, s.number
 }

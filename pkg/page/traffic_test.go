@@ -2,62 +2,107 @@ package page
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-// TestRatesOfTraffic: bytes per second in the time that has passed; unknown for the first sample, for
-// another device, and for one that was created again.
+// text returns rates as text, in which "-" is one that is unknown.
+func (t Traffic) text() string {
+	var all []string
+	for _, r := range t.Rates {
+		if r == nil {
+			all = append(all, "-")
+		} else {
+			all = append(all, fmt.Sprintf("%d/%d", r[0], r[1]))
+		}
+	}
+	return strings.Join(all, " ")
+}
+
+// TestRatesOfTraffic: bytes per second in the time since the sample before, for each two seconds of
+// it; unknown for another device, and for one that was created again.
 func TestRatesOfTraffic(t *testing.T) {
-	start := time.Unix(0, 0)
+	start := time.Unix(1000, 0)
 	var device string
 	var c Counters
-	s := sampler{read: func() (string, Counters) { return device, c }}
-	for i, step := range []struct {
-		after          time.Duration
+	reads := 0
+	s := sampler{read: func() (string, Counters) { reads++; return device, c }}
+	number := uint64(0)
+	for _, step := range []struct {
+		after          float64 // seconds
 		device         string
 		received, sent uint64
-		want           string
+		rates          string // that are added
 	}{
-		{0, "", 0, 0, "unknown"},
-		{2, "flannel.1", 100, 50, "unknown"},
-		{4, "flannel.1", 300, 150, "100 50"},
-		{8, "flannel.1", 4300, 150, "1000 0"},
-		{10, "flannel.1", 10, 20, "unknown"},
-		{12, "flannel.1", 30, 20, "10 0"},
-		{12, "flannel.1", 30, 20, "unknown"},
-		{14, "flannel.2", 50, 40, "unknown"},
-		{16, "", 0, 0, "unknown"},
-		{18, "", 0, 0, "unknown"},
+		{0, "", 0, 0, ""},
+		{1, "flannel.1", 0, 0, ""},
+		{2, "flannel.1", 100, 50, "-"},
+		{4, "flannel.1", 300, 150, "100/50"},
+		{4, "flannel.1", 300, 150, ""},
+		{5.9, "flannel.1", 300, 150, ""},
+		{9, "flannel.1", 5300, 150, "1000/0 1000/0"},
+		{10, "flannel.1", 5400, 150, "100/0"},
+		{12, "flannel.1", 10, 20, "-"},
+		{14, "flannel.1", 30, 20, "10/0"},
+		{16, "flannel.2", 50, 40, "-"},
+		{22, "", 0, 0, "- - -"},
 	} {
 		device, c = step.device, Counters{step.received, step.sent}
-		s.sample(start.Add(step.after * time.Second))
-		traffic, samples := s.traffic()
-		got := "unknown"
-		if r := traffic.Rates[i]; r != nil {
-			got = fmt.Sprint(r[0], r[1])
+		before := len(s.rates)
+		s.sample(start.Add(time.Duration(step.after * float64(time.Second))))
+		got := Traffic{Rates: s.rates[before:]}
+		number += uint64(len(got.Rates))
+		if got.text() != step.rates || s.number != number || step.rates != "" && s.device != step.device {
+			t.Errorf("after %v s: %q, want %q; %d of %q", step.after, got.text(), step.rates, s.number, s.device)
 		}
-		if got != step.want && got != "["+step.want+"]" || traffic.Device != step.device || samples != uint64(i+1) || traffic.Interval != 2 {
-			t.Errorf("step %d: %s, want %s, %+v", i, got, step.want, traffic)
-		}
+	}
+	if reads != 9 {
+		t.Errorf("the device was read %d times", reads)
 	}
 }
 
-// TestSamplesAreLimited: the latest are kept, and what was returned does not change.
-func TestSamplesAreLimited(t *testing.T) {
+// TestTrafficBeforeSomebodyWatches: samples that were taken seldom are shown, and more are taken as
+// soon as somebody watches.
+func TestTrafficBeforeSomebodyWatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		p := New(Config{Device: func() (string, Counters) {
+			return "flannel.1", Counters{Received: uint64(time.Since(start).Seconds()) * 100}
+		}})
+		for range 5 {
+			p.Sample()
+			<-time.After(5 * time.Second)
+		}
+		for i := range 3 {
+			traffic, number := p.sampler.traffic()
+			if n := 12 + i; traffic.text() != strings.TrimSuffix(strings.Repeat("100/0 ", n), " ") || number != uint64(n) || traffic.Interval != 2 || traffic.Device != "flannel.1" {
+				t.Errorf("%d: %d, %s, %+v", i, number, traffic.text(), traffic)
+			}
+			<-time.After(2 * time.Second)
+		}
+	})
+}
+
+// TestRatesAreLimited: the latest are kept, also after a long time without a sample, and what was
+// returned does not change.
+func TestRatesAreLimited(t *testing.T) {
 	n := uint64(0)
 	s := sampler{read: func() (string, Counters) { n++; return "flannel.1", Counters{Received: n * n * 1000} }}
-	for i := range 2 * maxSamples {
-		s.sample(time.Unix(int64(i), 0))
+	at := time.Now().Add(-time.Hour)
+	for range 2 * maxRates {
+		at = at.Add(rateTime)
+		s.sample(at)
 	}
-	before, _ := s.traffic()
-	last := *before.Rates[maxSamples-1]
-	s.sample(time.Unix(2*maxSamples, 0))
-	after, samples := s.traffic()
-	if len(before.Rates) != maxSamples || len(after.Rates) != maxSamples || samples != 2*maxSamples+1 || cap(s.rates) > 4*maxSamples {
-		t.Errorf("%d and %d rates of %d samples, space for %d", len(before.Rates), len(after.Rates), samples, cap(s.rates))
+	before := Traffic{Rates: append([]*[2]uint64{}, s.rates...)}.text()
+	kept, _ := s.traffic() // after a long time
+	if len(kept.Rates) != maxRates || cap(s.rates) > 4*maxRates || kept.text() == before || strings.Count(kept.text(), fmt.Sprintf("%d/0", kept.Rates[0][0])) != maxRates {
+		t.Errorf("%d rates, space for %d: %.100s, before %.100s", len(kept.Rates), cap(s.rates), kept.text(), before)
 	}
-	if *before.Rates[maxSamples-1] != last || *after.Rates[maxSamples-2] != last || *after.Rates[maxSamples-1] == last {
-		t.Errorf("the last before was %v, is %v, and now %v", last, *before.Rates[maxSamples-1], *after.Rates[maxSamples-1])
+	text := kept.text()
+	s.sample(time.Now().Add(rateTime))
+	if kept.text() != text || (Traffic{Rates: s.rates}).text() == text {
+		t.Errorf("what was returned is now %.100s, before %.100s", kept.text(), text)
 	}
 }

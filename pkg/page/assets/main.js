@@ -77,6 +77,7 @@ class Page {
     }
     setText(byID("verdict-word"), word);
     setText(byID("verdict-reason"), clean(d.reason) || "All is as it should be.");
+    byID("verdict-hint").hidden = state === STATE.ok;
   }
 
   showConditions(d) {
@@ -141,7 +142,7 @@ class Page {
   // tick refreshes the ages.
   tick() {
     if (document.hidden || !this.model.document) return;
-    if (this.stream.phase === "live") setText(byID("live-text"), `live, ${clock(this.model.now())}`);
+    setText(byID("live-clock"), this.stream.phase === "live" ? clock(this.model.now()) : "");
     refreshAges(document, this.model.now());
   }
 }

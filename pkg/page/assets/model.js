@@ -1,18 +1,20 @@
-// The model: the latest state of the daemon, as its events tell it. It knows nothing of the page.
+// The model: the latest state of the daemon, from its events. It does not use the document.
 
-// STATES are the states of a peer, the worst first. The path is its shape in a box from -8 to 8, so
-// that a state can be recognised without its colour; dash is that of its link in the picture.
+// STATES are the states of a peer, the worst first. A path is the shape of a state in a box from -8
+// to 8, so that states can be told apart without colours; dash is the dash pattern of a link.
 const STATES = [
   { id: "failing", path: "M-6-3.5-3.5-6 0-2.5 3.5-6 6-3.5 2.5 0 6 3.5 3.5 6 0 2.5-3.5 6-6 3.5-2.5 0Z", dash: [2, 4],
     meaning: "It has answered probes before, and does not now, or full-size packets are lost." },
   { id: "unprogrammed", path: "M-6-6H6V6H-6ZM-3-3V3H3V-3Z", dash: [2, 6],
     meaning: "The kernel of this host lacks an object for it." },
   { id: "lossy", path: "M0-6.5 6.5 5.5H-6.5Z", dash: [8, 4],
-    meaning: "It answers, but some probes are lost." },
+    meaning: "It answers probes, but a good part of them is lost." },
   { id: "skipped", path: "M-6-2H6V2H-6Z", dash: [1, 9],
     meaning: "Its lease cannot be used, or conflicts with another one." },
   { id: "unknown", path: "M-6 0A6 6 0 1 0 6 0A6 6 0 1 0-6 0ZM-3.5 0A3.5 3.5 0 1 1 3.5 0A3.5 3.5 0 1 1-3.5 0Z", dash: [2, 4],
-    meaning: "It has never answered a probe, or probes are off." },
+    meaning: "The kernel of this host was not read yet, or not for long." },
+  { id: "unprobed", path: "M0-6.5 6.5 0 0 6.5-6.5 0ZM0-3-3 0 0 3 3 0Z", dash: [],
+    meaning: "The kernel has what is needed to reach it. It has never answered a probe, or probes are off." },
   { id: "ok", path: "M-5.5 0A5.5 5.5 0 1 0 5.5 0A5.5 5.5 0 1 0-5.5 0Z", dash: [],
     meaning: "The kernel has what is needed to reach it, and it answers probes." },
 ];
@@ -23,9 +25,8 @@ const STATE = Object.fromEntries(STATES.map((s) => [s.id, s]));
 function stateOf(p) {
   if (p.state === "skipped" || p.state === "unprogrammed") return STATE[p.state];
   if (p.state !== "ok") return STATE.unknown;
-  if (p.probe === "failing") return STATE.failing;
-  if (p.probe !== "ok") return STATE.unknown;
-  return p.reason ? STATE.lossy : STATE.ok;
+  if (p.probe === "failing" || p.probe === "lossy" || p.probe === "ok") return STATE[p.probe];
+  return STATE.unprobed;
 }
 
 // parseAddress returns an IPv4 address as a number, or NaN.

@@ -192,7 +192,7 @@ class Picture {
   }
 
   drawLinks(c, x, y) {
-    const isQuiet = ({ state }) => state === STATE.ok || state === STATE.unknown || state === STATE.skipped;
+    const isQuiet = ({ state }) => [STATE.ok, STATE.unprobed, STATE.unknown, STATE.skipped].includes(state);
     const all = this.nodes.length <= LINKED;
     const faults = all || this.nodes.reduce((n, node) => n + !isQuiet(node), 0) <= MAX_LINKS;
     for (const node of this.nodes) {
