@@ -91,7 +91,8 @@ func (s Sources) handler() http.Handler {
 func localOnly(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isLocalName(r.Host) {
-			http.Error(w, "the name of the server must be localhost, or an address", http.StatusMisdirectedRequest)
+			w.WriteHeader(http.StatusMisdirectedRequest)
+			io.WriteString(w, "the name of this server must be localhost, or an address\n")
 			return
 		}
 		h.ServeHTTP(w, r)
