@@ -56,6 +56,7 @@ var mayImport = map[string][]string{
 	"prober":                {"backend", "host", "lease", "condition", "pace"},
 	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
 	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
+	"operator":              {"host", "lease", "netconf", "backend", "configdiff", "status", "kernel", "uplink", "api", "subnetenv", "registry", "registry/etcd", "registry/etcdv3", "registry/store", "condition"},
 	"doctor":                {"host", "lease", "backend", "dataplane", "firewall", "kernel", "iptables", "nftables", "presence", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status", "trace", "condition"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},
@@ -88,7 +89,7 @@ var mayImport = map[string][]string{
 
 // commands are the rooms that the command flanneld may import: those that it runs, and the log that
 // it opens.
-var commands = []string{"daemon", "cleanup", "api", "status", "trace", "doctor", "logsink"}
+var commands = []string{"daemon", "cleanup", "api", "status", "trace", "doctor", "operator", "configdiff", "logsink"}
 
 // homes are the rooms that may import a library. One home each, so that replacing a library changes
 // one package. The test beds below lab are excepted.

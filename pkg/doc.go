@@ -77,6 +77,7 @@
 //
 //	metrics     exports totals and state of the rooms above to Prometheus
 //	cleanup     removes what a daemon has made for a network
+//	operator    what an operator does in etcd: the network config, reservations, releases
 //	doctor      finds out why hosts do not reach each other: a table of checks, and their report
 //	daemon      wiring, order of start and stop
 //	lab         many hosts on one machine, for tests, demo and benchmarks; the other test beds are

@@ -53,8 +53,12 @@ type ownClaim struct{ lease.Fault }
 
 func (o ownClaim) Unwrap() error { return o.Fault }
 
-// sameType returns a fault for leases of another backend.
+// sameType returns a fault for leases of another backend. A reservation without a type is one that
+// its host does not use yet.
 func sameType(l *lease.Lease, backendType string) error {
+	if l.Reservation() && l.BackendType == "" && l.BackendData == "" {
+		return errNoPeer
+	}
 	if l.BackendType != backendType {
 		return fault("backend type is not "+backendType, "%q", lease.Clip(l.BackendType))
 	}

@@ -176,9 +176,7 @@ func checkInterfaceThere(ctx context.Context, in *Inputs) Result {
 		return failf("ip link set "+name+" up", "the interface %s that flanneld uses is down", name)
 	case !inv.Ifaces[at].Running:
 		return failf("connect the cable of "+name, "the interface %s that flanneld uses has no carrier", name)
-	case addr.IsValid() && !slices.ContainsFunc(inv.Ifaces, func(i host.Iface) bool {
-		return slices.ContainsFunc(i.Addrs, func(a host.Addr) bool { return a.Prefix.Addr() == addr })
-	}):
+	case addr.IsValid() && !inv.HasAddr(addr):
 		return failf(fmt.Sprintf("ip addr add %s/<length> dev %s, or restart flanneld to use another address", addr, name), "no interface has the address %s any more that flanneld uses on %s", addr, name)
 	}
 	return okf("%s is up and has the address %s", name, addr)

@@ -54,6 +54,11 @@ type Inventory struct {
 	excluded map[string]string // interfaces that were left out, with the reason
 }
 
+// HasAddr reports whether an interface has an address.
+func (inv Inventory) HasAddr(ip netip.Addr) bool {
+	return slices.ContainsFunc(inv.Ifaces, func(i Iface) bool { return i.has(ip) })
+}
+
 // Facts are what a backend needs to know about this host.
 type Facts struct {
 	Uplink     string     // interface that sends and receives the outer packets

@@ -46,7 +46,7 @@ var (
 	ErrLongConfig = errors.New("network config is too long")
 	// ErrConfigChanged means that the compare of WriteConfig failed: there is another network config
 	// than the one that was read, or none any more.
-	ErrConfigChanged = errors.New("network config was changed by somebody else")
+	ErrConfigChanged = errors.New("another network config was written")
 	// ErrRevisionRollback is also an ErrHistoryLost: the store is at a lower index than the one
 	// asked for, so it was wiped or restored from a backup.
 	ErrRevisionRollback = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)

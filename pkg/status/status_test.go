@@ -214,7 +214,7 @@ func TestSpan(t *testing.T) {
 		-time.Second: "0 s", 0: "0 s", 999 * time.Millisecond: "0 s", 59 * time.Second: "59 s", time.Minute: "1 min", 61 * time.Second: "1 min 1 s",
 		time.Hour: "1 h", time.Hour + 59*time.Second: "1 h", 23*time.Hour + 59*time.Minute: "23 h 59 min", 49 * time.Hour: "2 d 1 h", 1 << 62: "53375 d 23 h",
 	} {
-		if got := span(d); got != want {
+		if got := Span(d); got != want {
 			t.Errorf("%v: %s, want %s", d, got, want)
 		}
 	}

@@ -50,6 +50,13 @@ func stateColor(p *Peer) string {
 	return yellow
 }
 
+// Table returns rows as lines, with their columns aligned, or separated by tabs.
+func (s Style) Table(rows [][]string) string {
+	var b strings.Builder
+	s.table(&b, rows)
+	return b.String()
+}
+
 // table writes rows with their columns aligned, or separated by tabs.
 func (s Style) table(b *strings.Builder, rows [][]string) {
 	var widths []int

@@ -21,9 +21,9 @@ type Style struct {
 // Text returns the document as text. Its first line is the verdict, and the reason.
 func (d *Document) Text(s Style) string {
 	var b strings.Builder
-	b.WriteString(s.color(verdictColor(d.Verdict), clean(string(d.Verdict))))
+	b.WriteString(s.color(verdictColor(d.Verdict), Clean(string(d.Verdict))))
 	if d.Reason != "" {
-		b.WriteString(": " + clean(d.Reason))
+		b.WriteString(": " + Clean(d.Reason))
 	}
 	b.WriteString("\n")
 	if d.Daemon.PID == 0 { // there is no daemon
@@ -59,10 +59,10 @@ func (d *Document) Facts() [][]string {
 		{"filter", d.filterText()},
 		{"drift", d.driftText()},
 		{"last repair", d.repairText()},
-		{"daemon", list(word("version", d.Daemon.Version), fmt.Sprint("pid ", d.Daemon.PID), "up "+span(d.Now.Sub(d.Daemon.Started)))},
+		{"daemon", list(word("version", d.Daemon.Version), fmt.Sprint("pid ", d.Daemon.PID), "up "+Span(d.Now.Sub(d.Daemon.Started)))},
 	}
 	for _, r := range rows {
-		r[1] = cmp.Or(clean(r[1]), "unknown")
+		r[1] = cmp.Or(Clean(r[1]), "unknown")
 	}
 	return rows
 }
@@ -78,16 +78,16 @@ func (d *Document) storeText() string {
 	}
 	answers, peers := "not asked yet", "list of peers unknown"
 	if s.ViewAge != nil {
-		peers = "list of peers " + span(seconds(*s.ViewAge)) + " old"
+		peers = "list of peers " + Span(seconds(*s.ViewAge)) + " old"
 	}
 	switch {
 	case s.Up == nil:
 	case *s.Up && s.ViewAge != nil:
-		answers, peers = "answered "+span(seconds(*s.ViewAge))+" ago", ""
+		answers, peers = "answered "+Span(seconds(*s.ViewAge))+" ago", ""
 	case *s.Up:
 		answers = "answers"
 	case s.DownSince != nil:
-		answers = "has not answered for " + span(d.Now.Sub(*s.DownSince))
+		answers = "has not answered for " + Span(d.Now.Sub(*s.DownSince))
 	default:
 		answers = "does not answer"
 	}
@@ -110,9 +110,9 @@ func (d *Document) leaseText() string {
 	expires := ""
 	switch {
 	case l.Remaining != nil && *l.Remaining < 0:
-		expires = "expired " + span(seconds(-*l.Remaining)) + " ago"
+		expires = "expired " + Span(seconds(-*l.Remaining)) + " ago"
 	case l.Remaining != nil:
-		expires = "expires in " + span(seconds(*l.Remaining))
+		expires = "expires in " + Span(seconds(*l.Remaining))
 	case d.Daemon.Ready:
 		expires = "reserved, does not expire"
 	default:
@@ -162,16 +162,16 @@ func (d *Document) repairText() string {
 	if d.LastRepair == nil {
 		return "none since the start"
 	}
-	return span(d.Now.Sub(d.LastRepair.At)) + " ago: " + d.LastRepair.What
+	return Span(d.Now.Sub(d.LastRepair.At)) + " ago: " + d.LastRepair.What
 }
 
 // conditionRows returns a line for each condition, and one for each command that resolves it.
 func (d *Document) conditionRows(s Style) (rows [][]string) {
 	for _, c := range d.Conditions {
-		severity := s.color(severityColor(c.Severity), clean(string(c.Severity)))
-		rows = append(rows, []string{"  " + severity, "for " + span(d.Now.Sub(c.Since)), clean(c.Text)})
+		severity := s.color(severityColor(c.Severity), Clean(string(c.Severity)))
+		rows = append(rows, []string{"  " + severity, "for " + Span(d.Now.Sub(c.Since)), Clean(c.Text)})
 		if c.Remedy != "" {
-			rows = append(rows, []string{"", "", "run: " + clean(c.Remedy)})
+			rows = append(rows, []string{"", "", "run: " + Clean(c.Remedy)})
 		}
 	}
 	return rows
@@ -211,17 +211,17 @@ func (d *Document) peerRows(s Style) [][]string {
 		if p.Fine() && !s.All {
 			continue
 		}
-		state := clean(string(p.State))
+		state := Clean(string(p.State))
 		if p.State == OK && !p.Fine() {
 			state = string(p.Probe)
 		}
 		changed := "before the start"
 		if p.Changed != nil {
-			changed = span(d.Now.Sub(*p.Changed)) + " ago"
+			changed = Span(d.Now.Sub(*p.Changed)) + " ago"
 		}
 		rows = append(rows, []string{
-			p.Subnet.String(), on(p.PublicIP.IsValid(), p.PublicIP.String()), s.color(stateColor(p), state), cmp.Or(clean(p.Programmed), "-"),
-			traffic(p.Sent), traffic(p.Received), rtt(p.RTT), loss(p.Loss), changed, clean(p.Reason),
+			p.Subnet.String(), on(p.PublicIP.IsValid(), p.PublicIP.String()), s.color(stateColor(p), state), cmp.Or(Clean(p.Programmed), "-"),
+			traffic(p.Sent), traffic(p.Received), rtt(p.RTT), loss(p.Loss), changed, Clean(p.Reason),
 		})
 	}
 	if !counted { // leaves room for the reason on a terminal
@@ -284,8 +284,8 @@ func mtu(n int) string {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// span returns a duration in its two largest units.
-func span(d time.Duration) string {
+// Span returns a duration in its two largest units.
+func Span(d time.Duration) string {
 	d = max(d, 0)
 	units := []struct {
 		name string
@@ -307,9 +307,9 @@ func span(d time.Duration) string {
 	return ""
 }
 
-// clean returns text in which characters that a terminal might interpret are escaped. It may come
+// Clean returns text in which characters that a terminal might interpret are escaped. It may come
 // from other hosts.
-func clean(s string) string {
+func Clean(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return s
 	}

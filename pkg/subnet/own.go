@@ -130,6 +130,11 @@ func (o *ownLease) check(ctx context.Context) error {
 		o.adopt(found)
 		return o.renew(ctx)
 	}
+	if found.Attrs == o.lease.Attrs && found.Reservation() && !o.lease.Reservation() {
+		o.Log.Info("lease was reserved for this host, it does not expire any more", "subnet", found.Subnets)
+		o.adopt(found)
+		return o.renew(ctx)
+	}
 	o.countConflict(found.Revision)
 	switch {
 	case found.Attrs == o.attrs || found.Attrs == o.lease.Attrs:

@@ -67,6 +67,8 @@ func TestReservationIsNotRenewed(t *testing.T) {
 		w.reg.Put("10.42.9.0-24", value(me, 1), 0)
 		elapse(10 * ttl)
 		w.says("lease renewed", 2)
+		w.says("lease was reserved for this host", 1)
+		w.says("another program writes this host's lease", 1)
 		w.expect(1)
 	})
 }

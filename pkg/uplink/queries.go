@@ -106,21 +106,30 @@ func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
 	if !addr.IsValid() || addr.IsUnspecified() {
 		return ""
 	}
-	answered := ""
 	inv, err := w.Inventory(true)
-	has := func(a host.Addr) bool { return a.Prefix.Addr() == addr }
-	if slices.ContainsFunc(inv.Ifaces, func(i host.Iface) bool { return slices.ContainsFunc(i.Addrs, has) }) {
-		return "" // this host has the address
+	switch {
+	case inv.HasAddr(addr):
+		return ""
+	case err != nil:
+		return notProbed(addr, err)
 	}
-	if err == nil {
-		iface, _ := host.OnLink(inv.Routes, addr)
-		answered, err = probe.Probe(ctx, addr, iface, w.Kernel)
-	}
+	return Replies(ctx, w.Kernel, inv, addr)
+}
+
+// Replies returns evidence that a host with an address replies until ctx ends, or why that could not
+// be determined; it is empty if there is no reply. inv must have the route to the address.
+func Replies(ctx context.Context, k probe.Link, inv host.Inventory, addr netip.Addr) string {
+	iface, _ := host.OnLink(inv.Routes, addr)
+	answered, err := probe.Probe(ctx, addr, iface, k)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
+		return notProbed(addr, err)
 	case answered != "":
 		return fmt.Sprintf("%s answers %s", addr, answered)
 	}
 	return ""
+}
+
+func notProbed(addr netip.Addr, err error) string {
+	return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
 }

@@ -206,6 +206,23 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 	return answers[s.chosen.store].raw, answers[s.chosen.store].err
 }
 
+// findAttempts is how often Find asks for the network config.
+const findAttempts = 3
+
+// Find is Config for a caller that does not wait: it asks again a few times while there is no answer.
+func (s *Store) Find(ctx context.Context) (raw []byte, err error) {
+	for attempt := range findAttempts {
+		if attempt > 0 && pace.Sleep(ctx, storeRetry/4) != nil {
+			break
+		}
+		raw, err = s.Config(ctx)
+		if answered(err) || errors.Is(err, registry.ErrDenied) {
+			break
+		}
+	}
+	return raw, err
+}
+
 // Vacant returns the API that a config belongs in if Config has found none: that of this host's
 // last run, else the preferred one of those that the server has. If one of them has not answered,
 // it may have a config, so its error is returned.
