@@ -32,7 +32,7 @@ func TestCleanupFlags(t *testing.T) {
 			return nil
 		})
 		command.SilenceErrors, command.SilenceUsage = true, true
-		args, err := twoDashes(command.Flags(), strings.Fields(c.args))
+		args, err := twoDashes(command.Flags(), strings.Fields(c.args), true)
 		if err == nil {
 			command.SetArgs(args)
 			err = command.Execute()

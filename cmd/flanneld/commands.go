@@ -24,6 +24,8 @@ type subcommand struct {
 var subcommands = []subcommand{
 	{"status", newStatus, "show whether the network of this host is healthy"},
 	{"doctor", newDoctor, "find out why containers do not reach each other"},
+	{"config", newConfig, "show, check or change the network config"},
+	{"leases", newLeases, "list, reserve or release leases"},
 	{"cleanup", newCleanup, "remove what flanneld has made on this host"},
 	{"completion", newCompletion, "print the completions of a shell"},
 	{"man", newMan, "print the manual page"},
@@ -33,6 +35,7 @@ var subcommands = []subcommand{
 type invocation struct {
 	ctx            context.Context
 	env            []string
+	stdin          io.Reader
 	stdout, stderr io.Writer
 }
 
@@ -91,16 +94,14 @@ func runSubcommand(in *invocation, args []string) int {
 		}
 		return 0
 	}
-	c, _, err := root.Find(args[:1])
-	if err == nil {
-		args, err = twoDashes(c.Flags(), args[1:])
-	}
+	c, args := find(root, args)
+	args, err := twoDashes(c.Flags(), args, true)
 	if errors.Is(err, errHelp) {
 		fmt.Fprint(in.stdout, helpOf(c))
 		return 0
 	}
 	if err == nil {
-		root.SetArgs(append([]string{c.Name()}, args...))
+		root.SetArgs(append(strings.Fields(c.CommandPath())[1:], args...))
 		err = root.ExecuteContext(in.ctx)
 	}
 	var code exitCode
@@ -112,6 +113,18 @@ func runSubcommand(in *invocation, args []string) int {
 		return 2
 	}
 	return 0
+}
+
+// find returns the command that args begin with, and the other arguments.
+func find(c *cobra.Command, args []string) (*cobra.Command, []string) {
+	for len(args) > 0 {
+		at := slices.IndexFunc(c.Commands(), func(sub *cobra.Command) bool { return sub.Name() == args[0] })
+		if at < 0 {
+			break
+		}
+		c, args = c.Commands()[at], args[1:]
+	}
+	return c, args
 }
 
 // newRoot returns the tree of commands. The root has the flags of the daemon for completions only.
@@ -128,24 +141,52 @@ func newRoot(in *invocation) *cobra.Command {
 	completeValues(root)
 	for _, s := range subcommands {
 		c := s.make(in)
-		completeValues(c)
 		c.Use, c.Short = s.name+strings.TrimPrefix(c.Use, s.name), s.short
-		c.Flags().SortFlags = false
-		c.Flags().Bool("help", false, "print this help and exit")
-		c.Flags().Lookup("help").Hidden = true // in a help that somebody has found already
+		for _, each := range append(c.Commands(), c) {
+			completeValues(each)
+			each.Flags().SortFlags = false
+			each.Flags().Bool("help", false, "print this help and exit")
+			each.Flags().Lookup("help").Hidden = true // in a help that somebody has found already
+		}
 		root.AddCommand(c)
 	}
 	return root
 }
 
+// newParent returns a command that only has commands below it.
+func newParent(name, long string, below ...*cobra.Command) *cobra.Command {
+	var names []string
+	for _, c := range below {
+		names = append(names, c.Name())
+	}
+	c := &cobra.Command{Use: name + " COMMAND [--flag=value]...", Long: long, Args: cobra.ArbitraryArgs}
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return fmt.Errorf("must be followed by %s", orList(names))
+		}
+		return fmt.Errorf("unknown command %q: must be %s%s", args[0], orList(names), didYouMean(args[0], "", names))
+	}
+	c.AddCommand(below...)
+	return c
+}
+
 // helpOf returns the help of a subcommand.
 func helpOf(c *cobra.Command) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\nUsage: flanneld %s\n", strings.TrimSpace(c.Long), c.Use)
+	path := strings.TrimSuffix(c.CommandPath(), c.Name())
+	fmt.Fprintf(&b, "%s\n\nUsage: %s%s\n", strings.TrimSpace(c.Long), path, c.Use)
+	for i, sub := range c.Commands() {
+		if i == 0 {
+			fmt.Fprintf(&b, "\nCommands (%s COMMAND --help shows more):\n", c.CommandPath())
+		}
+		fmt.Fprintf(&b, "  %-12s%s\n", sub.Name(), sub.Short)
+	}
 	if c.Example != "" {
 		fmt.Fprintf(&b, "\n%s\n", strings.Trim(c.Example, "\n"))
 	}
-	fmt.Fprintf(&b, "\n%s", c.Flags().FlagUsagesWrapped(100))
+	if flags := c.Flags().FlagUsagesWrapped(100); flags != "" {
+		b.WriteString("\n" + flags)
+	}
 	return b.String()
 }
 

@@ -20,6 +20,70 @@ func said(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return out.String(), errs.String(), code
 }
 
+// TestCommandsBelowOthersHaveHelp: as each command does, and the one above lists them.
+func TestCommandsBelowOthersHaveHelp(t *testing.T) {
+	for _, parent := range []string{"config", "leases"} {
+		above, _, _ := said(t, parent, "--help")
+		found := 0
+		for _, c := range newRoot(&invocation{ctx: t.Context()}).Commands() {
+			for _, sub := range c.Commands() {
+				if c.Name() != parent {
+					continue
+				}
+				found++
+				name := parent + " " + sub.Name()
+				first, errs, code := said(t, parent, sub.Name(), "--help")
+				if code != 0 || errs != "" || !strings.HasPrefix(first, "flanneld "+name+" ") || !strings.Contains(first, "\nUsage: flanneld "+name) ||
+					!strings.Contains(first, "Exit code: 0") || !strings.Contains(first, "--etcd-endpoints") || !strings.Contains(above, "\n  "+sub.Name()+" ") {
+					t.Errorf("%s --help: exit code %d, %s%s", name, code, first, errs)
+				}
+				if text, _, _ := said(t, "help", parent, sub.Name()); text != first {
+					t.Errorf("help %s: %s", name, text)
+				}
+				for line := range strings.Lines(first) {
+					if len([]rune(line)) > 103 {
+						t.Errorf("%s --help: a line of %d characters: %s", name, len(line), line)
+					}
+				}
+				if _, errs, code := said(t, parent, sub.Name(), "-no-such-flag"); code != 2 || !strings.HasPrefix(errs, "flanneld "+name+": unknown flag -no-such-flag\n") {
+					t.Errorf("unknown flag of %s: exit code %d, %q", name, code, errs)
+				}
+			}
+		}
+		if found != 3 {
+			t.Errorf("%s: %d commands", parent, found)
+		}
+	}
+}
+
+// TestBadArgumentsOfOperators: they are refused before etcd is asked.
+func TestBadArgumentsOfOperators(t *testing.T) {
+	for args, want := range map[string]string{
+		"config":                            "must be followed by get, set or check",
+		"config put x":                      `unknown command "put": must be get, set or check`,
+		"config chekc":                      "; did you mean check?",
+		"config get x":                      `unexpected argument "x"`,
+		"config set":                        "FILE: must be the path of a network config",
+		"config set a b":                    `unexpected argument "b"`,
+		"config set /nonexistent/x":         "no such file or directory",
+		"config set -etcd-api=v9 /dev/null": "must be complete JSON",
+		"config check -yes":                 "unknown flag -yes",
+		"leases release":                    "SUBNET: must be an IPv4 subnet",
+		"leases release 10.42.9.1/24":       `SUBNET: "10.42.9.1/24": must be an IPv4 subnet such as 10.42.9.0/24`,
+		"leases release fd00::/64":          `must be an IPv4 subnet`,
+		"leases reserve":                    "SUBNET: must be an IPv4 subnet",
+		"leases reserve 10.42.9.0/24 x":     `unexpected argument "x"`,
+		"leases reserve 10.42.9.0/24 -public-ip=host1":   `--public-ip: "host1": must be an IPv4 address such as`,
+		"leases reserve 10.42.9.0/24 -public-ip 0.0.0.0": `--public-ip: "0.0.0.0"`,
+		"leases list -etcd-api=v9":                       `--etcd-api: "v9": must be auto, v2 or v3`,
+		"leases list -etcd-endpoints=,":                  `--etcd-endpoints: ",": must be`,
+	} {
+		if out, errs, code := said(t, strings.Fields(args)...); code != 2 && args != "config set -etcd-api=v9 /dev/null" || out != "" || !strings.Contains(errs, want) {
+			t.Errorf("%q: exit code %d, %q, %q, want %q", args, code, out, errs, want)
+		}
+	}
+}
+
 // TestCommandsHaveHelp: each subcommand has one, with one dash or two, that names the command, its
 // flags and its exit codes; the daemon's help lists them all.
 func TestCommandsHaveHelp(t *testing.T) {
@@ -53,7 +117,7 @@ func TestCommandsHaveHelp(t *testing.T) {
 }
 
 func TestUnknownCommands(t *testing.T) {
-	names := "status, doctor, cleanup, completion or man"
+	names := "status, doctor, config, leases, cleanup, completion or man"
 	for _, args := range [][]string{{"statsu"}, {"Status"}, {"help", "statsu"}, {"/usr/bin/flanneld", "run"}, {"stat", "us"}} {
 		word := args[len(args)-1]
 		if args[0] == "stat" {
@@ -119,7 +183,7 @@ func TestStatusThatCannotBeAsked(t *testing.T) {
 // TestCompletions: what the shells ask for, with one dash and with two.
 func TestCompletions(t *testing.T) {
 	for words, want := range map[string]string{
-		"st": "status", "c": "cleanup completion", "-etcd-pr": "-etcd-prefix", "--etcd-pr": "--etcd-prefix", "status -j": "-json", "status --w": "--watch",
+		"st": "status", "c": "cleanup completion config", "config ": "check get set", "config se": "set", "config set -y": "-yes", "leases release --y": "--yes", "leases reserve -p": "-public-ip", "leases list -etcd-api v": "v2 v3", "-etcd-pr": "-etcd-prefix", "--etcd-pr": "--etcd-prefix", "status -j": "-json", "status --w": "--watch",
 		"completion ": "bash zsh fish", "completion b": "bash", "cleanup -d": "-dry-run", "man x": "", "status -subnet-file /e": "", "no such": "",
 		"-etcd-api ": "auto v2 v3", "doctor -etcd-api=v": "v2 v3", "-iface l": "lo", "-etcd-prefix ": "",
 	} {

@@ -7,11 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 
-	"flanneld/pkg/cleanup"
 	"flanneld/pkg/doctor"
 
 	"github.com/spf13/cobra"
@@ -31,20 +28,16 @@ const (
 type doctorOptions struct {
 	json   bool
 	bundle string
-	flags  *pflag.FlagSet // its own, and those of the daemon that say where its network is
-	daemon *commandLine   // the values of the latter
+	overrides
 }
 
 // doctorFlags defines the flags of "flanneld doctor": those of the daemon for etcd and the uplink
 // have the daemon's names.
 func doctorFlags(f *pflag.FlagSet) *doctorOptions {
-	o := &doctorOptions{flags: f, daemon: &commandLine{}}
+	o := &doctorOptions{}
 	f.BoolVar(&o.json, "json", false, "print the report as JSON")
 	f.StringVar(&o.bundle, "bundle", "", "write a tar.gz `file` for a bug report; without passwords and keys")
-	f.StringVar(&o.daemon.options.SubnetFile, "subnet-file", cleanup.DefaultSubnetFile, "subnet `file` of the daemon, if several run")
-	for _, g := range groups[:2] { // etcd, uplink
-		g.flags(o.daemon, f)
-	}
+	o.overrides = newOverrides(f, groups[:2]...) // etcd, uplink
 	return o
 }
 
@@ -53,8 +46,8 @@ the leases, this host's settings, the packet filter and the paths to the other h
 ? for each check, and for each ✗ the command that mends it: the most probable cause first. It changes
 nothing, works while the daemon is down, and ends within 10 seconds. Run it as root.
 
-The settings of the daemon are those of the one that runs, else those of its systemd unit. The flags
-below override them.
+The settings of the daemon are those of the one that runs, else those of its systemd unit. Variables
+such as FLANNELD_ETCD_ENDPOINTS and the flags below override them.
 
 Exit code: 0 if nothing is wrong, 1 if something is, 2 for a bad command line, 3 if it cannot run.`
 
@@ -131,37 +124,11 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 	return doctorFine
 }
 
-// settings returns the daemon's settings: those of the running daemon, else of its unit, overridden
-// by the flags that were given.
+// settings returns the settings of this host's daemon.
 func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Options, error) {
-	file := ""
-	if o.flags.Changed("subnet-file") {
-		file = o.daemon.options.SubnetFile
-	}
-	daemons, _ := doctor.Daemons(ctx) // a check reports the error
-	at := slices.IndexFunc(daemons, func(d doctor.Daemon) bool {
-		return file == "" || samePath(file, d.SubnetFile())
-	})
-	var d doctor.Daemon
-	var source string
-	if at >= 0 {
-		d = daemons[at]
-		source = fmt.Sprintf("flanneld runs (PID %d)", d.PID)
-	} else {
-		var err error
-		d, err = doctor.Unit(ctx)
-		source = "no flanneld runs on this host; the settings are those of its unit"
-		if err != nil || file != "" && !samePath(file, d.SubnetFile()) {
-			d.Args, d.Env = nil, env
-			source = "no flanneld runs on this host, and it has no unit; the settings are those of the command line, and the defaults"
-		}
-	}
-	cl, err := parse(o.override(d.Args), d.Env)
-	if err != nil { // perhaps the flags of another version
-		source += fmt.Sprintf(" (without its own, which are not understood: %v)", err)
-		if cl, err = parse(o.override(nil), nil); err != nil {
-			return doctor.Options{}, err
-		}
+	cl, source, err := o.overrides.settings(ctx, env)
+	if err != nil {
+		return doctor.Options{}, err
 	}
 	var unresolved error
 	if domain := cl.options.EtcdDomain; domain != "" {
@@ -174,55 +141,9 @@ func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Opti
 	}, nil
 }
 
-// override returns the arguments of a daemon with the flags of the doctor that were given.
-func (o *doctorOptions) override(args []string) []string {
-	out := withoutFlags(args, func(name string) bool { f := o.flags.Lookup(name); return f != nil && f.Changed })
-	o.flags.Visit(func(f *pflag.Flag) {
-		if f.Name == "json" || f.Name == "bundle" {
-			return
-		}
-		if list, ok := f.Value.(pflag.SliceValue); ok {
-			for _, v := range list.GetSlice() {
-				out = append(out, "--"+f.Name+"="+v)
-			}
-			return
-		}
-		out = append(out, "--"+f.Name+"="+f.Value.String())
-	})
-	return out
-}
-
-// withoutFlags returns arguments of a daemon without some flags.
-func withoutFlags(args []string, unwanted func(name string) bool) (out []string) {
-	known := daemonFlags(&commandLine{})
-	for i := 0; i < len(args); i++ {
-		name, _, hasValue := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
-		f := known.Lookup(name)
-		words := 1
-		if f != nil && strings.HasPrefix(args[i], "-") && !hasValue && f.NoOptDefVal == "" && i+1 < len(args) {
-			words = 2
-		}
-		if !unwanted(name) || !strings.HasPrefix(args[i], "-") {
-			out = append(out, args[i:i+words]...)
-		}
-		i += words - 1
-	}
-	return out
-}
-
-// samePath reports whether a path is the subnet file of a daemon; empty is the default.
-func samePath(path, ofDaemon string) bool {
-	if ofDaemon == "" {
-		ofDaemon = cleanup.DefaultSubnetFile
-	}
-	a, errA := filepath.Abs(path)
-	b, errB := filepath.Abs(ofDaemon)
-	return errA == nil && errB == nil && a == b
-}
-
-// isTerminal reports whether a writer is a terminal.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+// isTerminal reports whether a reader or writer is a terminal.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}

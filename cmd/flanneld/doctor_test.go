@@ -133,17 +133,18 @@ func TestDoctorIsBounded(t *testing.T) {
 
 // TestDoctorOverridesFlags: the flags of the doctor replace those of the daemon.
 func TestDoctorOverridesFlags(t *testing.T) {
-	for _, c := range []struct{ daemon, doctor, want string }{
-		{"-v=1 -iface=eth0 --iface eth1 -etcd-prefix /a", "", "-v=1 -iface=eth0 --iface eth1 -etcd-prefix /a"},
-		{"-v=1 -iface=eth0 --iface eth1 -etcd-prefix /a -ip-masq", "--iface=eth2 --json", "-v=1 -etcd-prefix /a -ip-masq --iface=eth2"},
-		{"-etcd-prefix /a -etcd-endpoints=x", "-etcd-prefix=/b -subnet-file=/s --bundle=/x", "-etcd-endpoints=x --etcd-prefix=/b --subnet-file=/s"},
+	for _, c := range []struct{ daemon, doctor, env, want string }{
+		{"-v=1 -iface=eth0 --iface eth1 -etcd-prefix /a", "", "", "-v=1 -iface=eth0 --iface eth1 -etcd-prefix /a"},
+		{"-v=1 -iface=eth0 --iface eth1 -etcd-prefix /a -ip-masq", "--iface=eth2 --json", "", "-v=1 -etcd-prefix /a -ip-masq --iface=eth2"},
+		{"-etcd-prefix /a -etcd-endpoints=x", "-etcd-prefix=/b -subnet-file=/s --bundle=/x", "", "-etcd-endpoints=x --etcd-prefix=/b --subnet-file=/s"},
+		{"-etcd-prefix /a -etcd-endpoints=x", "", "FLANNELD_ETCD_PREFIX=/b FLANNELD_ETCD_ENDPOINTS=", "-etcd-endpoints=x"},
 	} {
 		f := newFlags("")
 		o := doctorFlags(f)
 		if err := parseFlags(f, strings.Fields(c.doctor)); err != nil {
 			t.Fatal(err)
 		}
-		got, want := o.override(strings.Fields(c.daemon)), strings.Fields(c.want)
+		got, want := o.override(strings.Fields(c.daemon), strings.Fields(c.env)), strings.Fields(c.want)
 		slices.Sort(got)
 		slices.Sort(want)
 		if !slices.Equal(got, want) {

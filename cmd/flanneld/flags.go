@@ -87,7 +87,7 @@ func newFlags(name string) *pflag.FlagSet {
 
 // parseFlags parses arguments that must all be flags.
 func parseFlags(flags *pflag.FlagSet, args []string) error {
-	args, err := twoDashes(flags, args)
+	args, err := twoDashes(flags, args, false)
 	if err != nil {
 		return err
 	}
@@ -116,13 +116,15 @@ func strayArgument(stray []string) error {
 }
 
 // twoDashes replaces -name by --name. It skips the values of flags, which may begin with a dash
-// too.
-func twoDashes(flags *pflag.FlagSet, args []string) ([]string, error) {
+// too. Flags may follow other arguments if mixed is set.
+func twoDashes(flags *pflag.FlagSet, args []string, mixed bool) ([]string, error) {
 	out := slices.Clone(args)
 	for i := 0; i < len(out); i++ {
 		a := out[i]
-		if a == "--" || len(a) < 2 || a[0] != '-' {
+		if argument := len(a) < 2 || a[0] != '-'; a == "--" || argument && !mixed {
 			break // the rest are arguments
+		} else if argument {
+			continue
 		}
 		name, _, hasValue := strings.Cut(strings.TrimLeft(a, "-"), "=")
 		if name == "h" || name == "help" {
@@ -142,13 +144,18 @@ func twoDashes(flags *pflag.FlagSet, args []string) ([]string, error) {
 	return out, nil
 }
 
+// variableOf returns the environment variable of a flag.
+func variableOf(flag string) string {
+	return "FLANNELD_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
 // environment sets flags that are not on the command line from their FLANNELD_ variables. An
 // invalid value is only logged, because in the original such a variable does not prevent the start.
 func (cl *commandLine) environment(env []string) {
 	names := map[string]string{}
 	cl.flags.VisitAll(func(f *pflag.Flag) {
 		if f.Name != "version" {
-			names["FLANNELD_"+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))] = f.Name
+			names[variableOf(f.Name)] = f.Name
 		}
 	})
 	for _, kv := range env {

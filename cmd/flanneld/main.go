@@ -47,7 +47,7 @@ func main() {
 func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io.Writer) int {
 	rest, ok, err := asSubcommand(args)
 	if ok {
-		return runSubcommand(&invocation{ctx, env, stdout, stderr}, rest)
+		return runSubcommand(&invocation{ctx, env, os.Stdin, stdout, stderr}, rest)
 	}
 	var cl *commandLine
 	if err == nil {
