@@ -16,7 +16,7 @@ import (
 
 // pure are the rooms that compute values from values: no files, processes, network, logging, clock
 // or random numbers. So they can be tested with data only.
-var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "status", "trace"}
+var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "shell", "status", "trace"}
 
 // forbidden are the packages that pure rooms must not import, or with a list, of which they may use
 // only the names in it.
@@ -32,7 +32,8 @@ var mayImport = map[string][]string{
 	"lease":                 {},
 	"netconf":               {"lease"},
 	"host":                  {},
-	"dataplane":             {},
+	"shell":                 {},
+	"dataplane":             {"shell"},
 	"firewall":              {},
 	"configdiff":            {"backend", "lease", "netconf"},
 	"condition":             {},
@@ -59,14 +60,14 @@ var mayImport = map[string][]string{
 	"operator":              {"host", "lease", "netconf", "backend", "configdiff", "status", "kernel", "uplink", "api", "subnetenv", "registry", "registry/etcd", "registry/etcdv3", "registry/store", "condition"},
 	"doctor":                {"host", "lease", "backend", "dataplane", "firewall", "kernel", "iptables", "nftables", "presence", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status", "trace", "condition"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
-	"subnetenv":             {"lease", "condition", "pace"},
+	"subnetenv":             {"lease", "condition", "pace", "shell"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
 	"registry":              {"lease", "netconf"},
 	"registry/etcd":         {},
 	"registry/etcdv2":       {"lease", "registry", "registry/etcd"},
 	"registry/etcdv3":       {"lease", "registry", "registry/etcd", "pace"},
 	"registry/memory":       {"lease", "registry"},
-	"registry/store":        {"lease", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "condition", "pace"},
+	"registry/store":        {"lease", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "condition", "pace", "shell"},
 	"registry/registrytest": {"lease", "registry", "registry/etcd", "lab/etcdkeys", "lab/etcdtest", "lab/relay", "lab/wait"},
 	"subnet":                {"registry", "lease", "condition", "pace"},
 	"driver":                {"dataplane"},

@@ -28,6 +28,7 @@
 // The packages, called rooms below, are listed in order: each imports only rooms above it. First
 // the rooms that compute values from values:
 //
+//	shell       words of a command, quoted for a shell
 //	lease       a lease, its key and value, a host's claim on it, the View, the choice of a subnet
 //	netconf     network config: parse, defaults, validate
 //	host        facts about this host; the choice of the uplink

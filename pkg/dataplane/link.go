@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"flanneld/pkg/shell"
 )
 
 // Links are changed in place as far as possible and deleted only to be recreated, because all
@@ -78,7 +80,7 @@ func linkText(name string, l Link) string {
 	default:
 		return s + " type " + l.Kind
 	}
-	s += fmt.Sprintf(" type vxlan id %d local %s dev %s dstport %d %s", l.VNI, l.Local, l.Parent, l.Port, learningText(l.Learning))
+	s += fmt.Sprintf(" type vxlan id %d local %s dev %s dstport %d %s", l.VNI, l.Local, shell.Word(l.Parent), l.Port, learningText(l.Learning))
 	if l.GBP {
 		s += " gbp"
 	}
@@ -104,6 +106,13 @@ func linkCommand(verb string, name string, l Link) string {
 		return "ip link del " + name
 	}
 	s := "ip link add " + linkText(name, l)
+	if l.Kind == KindTUN { // without what only the process with its other end knows
+		s = fmt.Sprintf("ip tuntap add %s mode tun && ip link set %[1]s mtu %d", name, l.MTU)
+		if l.Up {
+			s += " up"
+		}
+		return s
+	}
 	if l.Up {
 		s += " && ip link set " + name + " up"
 	}

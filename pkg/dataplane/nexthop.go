@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+
+	"flanneld/pkg/shell"
 )
 
 // Linux finds the gateway of a route by a linear search through all gateways of the link, so adding
@@ -121,7 +123,7 @@ func (d *differ) neededHops() {
 }
 
 func nextHopText(id uint32, h NextHop) string {
-	s := fmt.Sprintf("id %d via %s dev %s", id, h.Via, h.Link)
+	s := fmt.Sprintf("id %d via %s dev %s", id, h.Via, shell.Word(h.Link))
 	if h.OnLink {
 		s += " onlink"
 	}

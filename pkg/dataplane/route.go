@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sort"
 	"strconv"
+
+	"flanneld/pkg/shell"
 )
 
 // A route specifies a link and a gateway, or refers to a nexthop object that does. Large numbers of
@@ -114,7 +116,7 @@ func routeText(k RouteKey, r Route) string {
 	case k.Link == "":
 		s += " multipath"
 	default:
-		s += " dev " + k.Link
+		s += " dev " + shell.Word(k.Link)
 	}
 	switch r.Proto {
 	case ProtoBoot:

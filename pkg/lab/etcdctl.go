@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -79,6 +80,11 @@ func etcdctl2(ctx context.Context, c v2.Client, args []string) (err error) {
 	switch {
 	case len(args) == 3 && args[0] == "set":
 		_, err = v2.NewKeysAPI(c).Set(ctx, args[1], args[2], nil)
+	case len(args) == 5 && args[0] == "set" && args[1] == "--ttl":
+		var seconds int
+		if seconds, err = strconv.Atoi(args[2]); err == nil {
+			_, err = v2.NewKeysAPI(c).Set(ctx, args[3], args[4], &v2.SetOptions{TTL: time.Duration(seconds) * time.Second})
+		}
 	case len(args) == 2 && args[0] == "rm":
 		_, err = v2.NewKeysAPI(c).Delete(ctx, args[1], nil)
 	case strings.HasPrefix(words, "role add ") && len(args) == 3:
@@ -102,6 +108,19 @@ func etcdctl3(ctx context.Context, c *v3.Client, args []string) (err error) {
 	switch {
 	case len(args) == 3 && args[0] == "put":
 		_, err = c.Put(ctx, args[1], args[2])
+	case len(args) == 4 && args[0] == "put" && strings.HasPrefix(args[3], "--lease="):
+		var id int64
+		if id, err = strconv.ParseInt(strings.TrimPrefix(args[3], "--lease="), 16, 64); err == nil {
+			_, err = c.Put(ctx, args[1], args[2], v3.WithLease(v3.LeaseID(id)))
+		}
+	case len(args) == 3 && args[0] == "lease" && args[1] == "grant":
+		var seconds int64
+		var given *v3.LeaseGrantResponse
+		if seconds, err = strconv.ParseInt(args[2], 10, 64); err == nil {
+			if given, err = c.Grant(ctx, seconds); err == nil {
+				fmt.Printf("lease %x granted with TTL(%ds)\n", int64(given.ID), given.TTL)
+			}
+		}
 	case len(args) == 2 && args[0] == "del":
 		_, err = c.Delete(ctx, args[1])
 	case strings.HasPrefix(words, "role add ") && len(args) == 3:

@@ -20,6 +20,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/shell"
 )
 
 // DefaultFile is the path that docker's units read.
@@ -146,6 +148,24 @@ func Write(path string, e Env, repair bool) (changed bool, err error) {
 		return false, fmt.Errorf("write subnet file: %w", err)
 	}
 	return true, nil
+}
+
+// Command returns the command that gives the file at path the variables of e, as a keeper does, and
+// keeps its other lines. It is empty if the file has them.
+func Command(path string, e Env) (string, error) {
+	have, err := read(path)
+	if err != nil {
+		return "", fmt.Errorf("read subnet file: %w", err)
+	}
+	same, others := e.compare(have)
+	if same && have != nil {
+		return "", nil
+	}
+	words := []string{"printf", "%s\\n"}
+	for line := range strings.Lines(string(e.Format()) + others) {
+		words = append(words, strings.TrimSuffix(line, "\n"))
+	}
+	return fmt.Sprintf("%s && %s >%s", shell.Command("mkdir", "-p", filepath.Dir(path)), shell.Command(words...), shell.Word(path)), nil
 }
 
 // replace replaces the content of a file. Its errors do not contain the path of the temporary file,

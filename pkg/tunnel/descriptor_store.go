@@ -47,24 +47,8 @@ func (s descriptorStore) chooseTUN(inv host.Inventory, network, former netip.Pre
 }
 
 func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefix) string {
-	names := make([]string, tunDevices)
-	for n := range names {
-		names[n] = "flannel" + strconv.Itoa(n)
-	}
-	// Devices with addresses of the network, of the former one, and of others.
-	ours, stale, foreign := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	for _, i := range inv.Ifaces {
-		for _, a := range i.Addrs {
-			switch ip := a.Prefix.Addr(); {
-			case network.Contains(ip):
-				ours[i.Name] = true
-			case former.Contains(ip):
-				stale[i.Name] = true
-			case ip.Is4():
-				foreign[i.Name] = true
-			}
-		}
-	}
+	names := tunNames()
+	ours, stale, foreign := devicesByNetwork(inv, network, former)
 	for _, name := range s.Names() {
 		device, ok := strings.CutPrefix(name, tunPrefix)
 		if before := stale[device] || foreign[device]; !ok || before && !ours[device] {
@@ -91,6 +75,45 @@ func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefi
 		}
 	}
 	return names[0]
+}
+
+// Candidate returns the name of the TUN device that Driver.Choose would probably choose. It opens no
+// device, so it does not know which ones other programs use.
+func Candidate(inv host.Inventory, network, former netip.Prefix) string {
+	names := tunNames()
+	ours, _, foreign := devicesByNetwork(inv, network, former)
+	if i := slices.IndexFunc(names, func(name string) bool { return ours[name] }); i >= 0 {
+		return names[i]
+	}
+	return names[max(0, slices.IndexFunc(names, func(name string) bool { return !foreign[name] }))]
+}
+
+// tunNames returns the names of devices that are tried.
+func tunNames() []string {
+	names := make([]string, tunDevices)
+	for n := range names {
+		names[n] = "flannel" + strconv.Itoa(n)
+	}
+	return names
+}
+
+// devicesByNetwork returns the devices with addresses of a network, of the former one, and of
+// others.
+func devicesByNetwork(inv host.Inventory, network, former netip.Prefix) (ours, stale, foreign map[string]bool) {
+	ours, stale, foreign = map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, i := range inv.Ifaces {
+		for _, a := range i.Addrs {
+			switch ip := a.Prefix.Addr(); {
+			case network.Contains(ip):
+				ours[i.Name] = true
+			case former.Contains(ip):
+				stale[i.Name] = true
+			case ip.Is4():
+				foreign[i.Name] = true
+			}
+		}
+	}
+	return ours, stale, foreign
 }
 
 // tryTUN opens a TUN device.

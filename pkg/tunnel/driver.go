@@ -128,6 +128,18 @@ func (d *Driver) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
 	return nil
 }
 
+// Assume adds to have what only a process with a tunnel knows, as wanted: the kernel shows neither the
+// socket nor the table of a TUN device.
+func Assume(want, have dataplane.State) {
+	for name, w := range want.Links {
+		if h, ok := have.Links[name]; ok && w.Kind == dataplane.KindTUN && h.Kind == w.Kind {
+			h.Local, h.Port, h.AnySource, h.NoOffload = w.Local, w.Port, w.AnySource, w.NoOffload
+			have.Links[name] = h
+		}
+	}
+	maps.Copy(have.Tunnel, want.Tunnel)
+}
+
 // Apply implements driver.Driver. Changes of a table are in effect when it returns, if this host's
 // subnet is known.
 func (d *Driver) Apply(ops []dataplane.Op) []error {

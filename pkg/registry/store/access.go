@@ -12,6 +12,7 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/shell"
 )
 
 // Registry is an API of etcd whose errors about user and permissions are conditions.
@@ -147,11 +148,10 @@ func (a Registry) MoveCommand(subnets lease.Subnets, files []string) string {
 		verb = "rm"
 	}
 	for _, f := range files {
-		remove += " " + shellWord(f)
+		remove += " " + shell.Word(f)
 	}
-	key := path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnets))
 	return strings.Join([]string{
-		"systemctl stop flanneld", etcdctl(a.options, a.API, verb, key), remove, "systemctl start flanneld",
+		"systemctl stop flanneld", etcdctl(a.options, a.API, verb, a.leaseKey(subnets)), remove, "systemctl start flanneld",
 	}, "; ")
 }
 

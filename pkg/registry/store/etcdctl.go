@@ -1,14 +1,44 @@
 package store
 
 import (
+	"fmt"
+	"path"
 	"strings"
+	"time"
 
+	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/shell"
 )
 
 // Command returns a shell command that runs etcdctl with args, for people to paste. It contains no
 // password.
 func Command(o etcd.Options, api API, args ...string) string { return etcdctl(o, api, args...) }
+
+// WriteCommand returns the command that writes a lease; ttl 0 is a reservation.
+func (a Registry) WriteCommand(subnets lease.Subnets, attrs lease.Attrs, ttl time.Duration) (string, error) {
+	value, err := attrs.Encode()
+	if err != nil {
+		return "", err
+	}
+	key, seconds := a.leaseKey(subnets), fmt.Sprint(int(ttl.Seconds()))
+	switch {
+	case a.API == APIv2 && ttl > 0:
+		return etcdctl(a.options, APIv2, "set", "--ttl", seconds, key, string(value)), nil
+	case a.API == APIv2:
+		return etcdctl(a.options, APIv2, "set", key, string(value)), nil
+	}
+	put := etcdctl(a.options, APIv3, "put", key, string(value))
+	if ttl > 0 { // etcdctl prints "lease 694d81417acd4754 granted with TTL(86400s)"
+		put += " --lease=$(" + etcdctl(a.options, APIv3, "lease", "grant", seconds) + " | cut -d' ' -f2)"
+	}
+	return put, nil
+}
+
+// leaseKey returns the key of a lease.
+func (a Registry) leaseKey(subnets lease.Subnets) string {
+	return path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnets))
+}
 
 // etcdctl returns a shell command that runs etcdctl with args, on the endpoints and with the TLS
 // files of o. If o has a user, it uses root, which may do everything; etcdctl asks for the
@@ -43,19 +73,5 @@ func etcdctl(o etcd.Options, api API, args ...string) string {
 		}
 	}
 	words = append(words, args...)
-	for i, w := range words {
-		words[i] = shellWord(w)
-	}
-	return strings.Join(words, " ")
-}
-
-// shellWord returns s as one word of a shell command.
-func shellWord(s string) string {
-	plain := func(r rune) bool {
-		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_./:=@%+,-", r)
-	}
-	if s != "" && strings.TrimFunc(s, plain) == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return shell.Command(words...)
 }

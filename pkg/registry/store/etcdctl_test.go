@@ -14,6 +14,7 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/shell"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
@@ -66,7 +67,7 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 				o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
 				s := start(t, o, api, Identity{})
 				commands := suggested(t, s)
-				if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
+				if len(commands) != 1 || !strings.Contains(commands[0], shell.Word(keys[i])+" ") {
 					t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
 				}
 				paste(t, commands[0])
