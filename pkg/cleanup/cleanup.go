@@ -188,12 +188,16 @@ func (c *cleanup) rules(ctx context.Context) error {
 // ruleset removes the rules of one keeper, all at once.
 func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
 	none := firewall.Ruleset{Family: firewall.FamilyOf(c.owner.Network.Addr()), Owner: c.owner}
-	commands, err := k.Removal(ctx, none)
+	changes, err := k.Plan(ctx, none)
 	if firewall.Absent(err) {
 		return nil
 	}
-	if err != nil || len(commands) == 0 {
+	if err != nil || len(changes) == 0 {
 		return err
+	}
+	var commands []string
+	for _, c := range changes {
+		commands = append(commands, c.Command)
 	}
 	return c.step(strings.Join(commands, "\n"), func() (err error) {
 		for range maxLockAttempts {

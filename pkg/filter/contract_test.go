@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,6 +75,12 @@ func install(t *testing.T, command string) {
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 }
 
+// hasNFT reports whether nft(8) is installed.
+func hasNFT() bool {
+	_, err := exec.LookPath("nft")
+	return err == nil
+}
+
 // keep syncs the rules of two networks in one place, each with its keeper.
 func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place firewall.Place) {
 	t.Helper()
@@ -100,13 +107,37 @@ func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place 
 			t.Fatalf("%s: changes %q, %v; want some: %t", r.Owner.Network, changes, err, writes)
 		}
 	}
-	removal := func(some bool) {
+	plans := func(r firewall.Ruleset, some bool) (commands []string) {
 		t.Helper()
-		if commands, err := k.Removal(t.Context(), none); err != nil || len(commands) > 0 != some {
-			t.Fatalf("removal %q, %v; want some: %t", commands, err, some)
+		changes, err := k.Plan(t.Context(), r)
+		if firewall.Absent(err) {
+			t.Skip(err)
 		}
+		if err != nil || len(changes) > 0 != some {
+			t.Fatalf("plan %q, %v; want some: %t", changes, err, some)
+		}
+		for _, c := range changes {
+			if c.Kind == "" || c.Verb == "" || !strings.HasPrefix(c.Object, c.Kind+" ") {
+				t.Errorf("%+v", c)
+			}
+			commands = append(commands, c.Command)
+		}
+		return commands
 	}
-	removal(false)
+	paste := func(r firewall.Ruleset) {
+		t.Helper()
+		commands := strings.Join(plans(r, true), "\n")
+		if out, err := exec.Command("sh", "-ec", commands).CombinedOutput(); err != nil {
+			t.Fatalf("%s\n%v: %s", commands, err, out)
+		}
+		plans(r, false)
+		sync(k, r, false)
+	}
+	plans(none, false)
+	if place != firewall.Native || hasNFT() {
+		paste(ours)
+		paste(none)
+	}
 	sync(k, ours, true)
 	sync(k, ours, false)
 	if got := k.Traits(ours.Family); got.Place != place || got.Name == "" || got.Resync == 0 {
@@ -114,7 +145,11 @@ func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place 
 	}
 	sync(neighbour, others, true)
 	sync(k, ours, false)
-	removal(true)
+	plans(none, true)
+	if place != firewall.Native || hasNFT() {
+		paste(none)
+		paste(ours)
+	}
 	sync(k, ours, false) // nothing was removed
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -131,7 +166,7 @@ func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place 
 	}
 	sync(k, none, true)
 	sync(k, none, false)
-	removal(false)
+	plans(none, false)
 	select {
 	case <-signals:
 		t.Error("our own changes are signalled as those of others")

@@ -51,19 +51,28 @@ func (f *Feed) push() {
 	if f.facts == nil || f.view == nil {
 		return
 	}
-	network := f.Network.V4.Network
-	_, link := f.Network.Link(*f.facts, f.view.Own)
-	in := Input{Overlay: firewall.Overlay{Network: network, Subnet: f.view.Own.Subnets.V4()}}
-	if link.Port != 0 {
-		in.Tunnel = tunnelOf(network, *f.facts, link)
-	}
-	if f.known {
-		in.Probes = probesOf(network, *f.facts, *f.view, link)
+	in, lock := InputOf(f.Network, *f.facts, *f.view)
+	if !f.known {
+		in.Probes = nil
 	}
 	f.Rules.Set([]Input{in})
-	f.Lock.SetTunnel(firewall.Lock{
+	f.Lock.SetTunnel(lock)
+}
+
+// InputOf returns the inputs of a Filter and a Lock that follow from facts and a view.
+func InputOf(n backend.Network, f host.Facts, v lease.View) (Input, firewall.Lock) {
+	network := n.V4.Network
+	_, link := n.Link(f, v.Own)
+	in := Input{
+		Overlay: firewall.Overlay{Network: network, Subnet: v.Own.Subnets.V4()},
+		Probes:  probesOf(network, f, v, link),
+	}
+	if link.Port != 0 {
+		in.Tunnel = tunnelOf(network, f, link)
+	}
+	return in, firewall.Lock{
 		Network: network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
-	})
+	}
 }
 
 // bindsPort reports whether the link receives on one address only and sends from its port.

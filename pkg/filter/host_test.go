@@ -147,28 +147,49 @@ func (k *keeper) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error)
 	}
 	k.host.mu.Lock()
 	defer k.host.mu.Unlock()
+	r, change := k.difference(r)
+	if change == "" {
+		return nil, nil
+	}
+	if len(r.Chains) == 0 {
+		delete(k.host.places[place], r.Family)
+	} else {
+		if k.host.places[place] == nil {
+			k.host.places[place] = map[firewall.Family]firewall.Ruleset{}
+		}
+		k.host.places[place][r.Family] = r
+	}
+	return []string{change}, nil
+}
+
+// difference returns what is stored of a ruleset, and a description of the change that this is.
+func (k *keeper) difference(r firewall.Ruleset) (firewall.Ruleset, string) {
 	r.Owner = firewall.Owner{Network: r.Owner.Network}
 	if r.HeldIn != firewall.Nowhere {
 		r.Chains = firewall.Accepts(r.Chains)
 	}
-	at := k.host.places[place]
-	if at == nil {
-		at = map[firewall.Family]firewall.Ruleset{}
-		k.host.places[place] = at
-	}
-	before, there := at[r.Family]
+	before, there := k.host.places[k.traits.Place][r.Family]
 	switch {
 	case len(r.Chains) == 0 && !there || reflect.DeepEqual(before, r):
-		return nil, nil
+		return r, ""
 	case len(r.Chains) == 0:
-		delete(at, r.Family)
-		return []string{fmt.Sprintf("removed all of family %d", r.Family)}, nil
+		return r, fmt.Sprintf("removed all of family %d", r.Family)
 	}
-	at[r.Family] = r
-	return []string{fmt.Sprintf("put %d chains", len(r.Chains))}, nil
+	return r, fmt.Sprintf("put %d chains", len(r.Chains))
 }
 
-func (k *keeper) Removal(context.Context, firewall.Ruleset) ([]string, error) { return nil, nil }
+func (k *keeper) Plan(_ context.Context, r firewall.Ruleset) ([]firewall.Change, error) {
+	k.host.mu.Lock()
+	defer k.host.mu.Unlock()
+	if k.err != nil {
+		return nil, k.err
+	}
+	r, change := k.difference(r)
+	if change == "" {
+		return nil, nil
+	}
+	return []firewall.Change{{Object: k.traits.Name, Command: k.traits.Name + ": " + change}}, nil
+}
 
 func (k *keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 	k.host.mu.Lock()

@@ -60,16 +60,33 @@ func (f *Filter) inspect(ctx context.Context) time.Duration {
 // inspectOwned evaluates packets between containers in chains that only the owner of the table can
 // change.
 func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
+	mistrusted, barriers, err := f.findOwned(ctx, all)
+	if err != nil {
+		return err
+	}
 	var found []condition.Condition
-	var mistrusted []netip.Prefix // networks whose packets firewalld may drop
+	for _, b := range barriers {
+		found = append(found, condition.Condition{
+			ID: ownedCondition + b.String(), Fields: []any{"chain", b.String()},
+			Text: "a chain that only its owner can change drops overlay packets",
+		})
+	}
+	f.trust.set(mistrusted)
+	f.cfg.Conditions.Replace(ownedCondition, found)
+	return nil
+}
+
+// findOwned returns the networks whose packets firewalld may drop, and other chains that certainly
+// drop packets and that only their owner can change.
+func (f *Filter) findOwned(ctx context.Context, all []Input) (mistrusted []netip.Prefix, found []firewall.Barrier, err error) {
 	for _, in := range all {
-		if !f.selection.ownerLocked {
-			break
+		if !f.selection.ownerLocked || in.Probes == nil {
+			continue
 		}
 		for _, packet := range in.Probes.Inner {
 			barriers, err := f.cfg.Keepers.NFTables.Barriers(ctx, packet)
 			if err != nil {
-				return err
+				return nil, nil, err
 			}
 			for _, b := range barriers {
 				switch {
@@ -77,17 +94,12 @@ func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
 				case b.Table == firewalld.Table:
 					mistrusted = append(mistrusted, in.Network)
 				case b.Certain:
-					found = append(found, condition.Condition{
-						ID: ownedCondition + b.String(), Fields: []any{"chain", b.String()},
-						Text: "a chain that only its owner can change drops overlay packets",
-					})
+					found = append(found, b)
 				}
 			}
 		}
 	}
-	f.trust.set(slices.Compact(mistrusted))
-	f.cfg.Conditions.Replace(ownedCondition, found)
-	return nil
+	return slices.Compact(mistrusted), found, nil
 }
 
 // inspectPort finds chains that drop peers' packets to the tunnel port. Opening the port is left to

@@ -34,6 +34,9 @@ type Locker interface {
 	EditLock(network netip.Prefix, add, remove []netip.Addr) error
 	// Unlock removes the lock of a network, if there is one.
 	Unlock(network netip.Prefix) (removed bool, err error)
+	// PlanLock and PlanUnlock return what SyncLock and Unlock would change, and change nothing.
+	PlanLock(ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) ([]firewall.Change, error)
+	PlanUnlock(network netip.Prefix) ([]firewall.Change, error)
 	// Watch signals changes by other programs until ctx ends. The channel is nil with an error.
 	Watch(ctx context.Context) (<-chan struct{}, error)
 	Close() error
@@ -59,7 +62,8 @@ type LockConfig struct {
 // It has its own goroutine and socket. A change of peers is written without reading the lock; a
 // change by another program leads to a full sync.
 type Lock struct {
-	cfg LockConfig
+	cfg      LockConfig
+	previous netip.Prefix // cfg.Previous of New
 
 	spec      atomic.Pointer[firewall.Lock] // as of the last SetTunnel; nil before the first
 	views     chan lease.View               // the latest one
@@ -83,7 +87,7 @@ type Lock struct {
 // NewLock returns a Lock that does nothing before Run.
 func NewLock(cfg LockConfig) *Lock {
 	return &Lock{
-		cfg: cfg, views: make(chan lease.View, 1), admits: make(chan chan struct{}), syncAlarm: pace.NewAlarm(),
+		cfg: cfg, previous: cfg.Previous, views: make(chan lease.View, 1), admits: make(chan chan struct{}), syncAlarm: pace.NewAlarm(),
 		tried: make(chan struct{}), ready: make(chan struct{}), peers: map[netip.Addr]int{},
 		fight: newFight(cfg.Conditions, lockFightCondition, "another program keeps undoing the underlay lock, backing off"),
 	}

@@ -53,6 +53,17 @@ func (h *lockHost) SyncLock(_ context.Context, l firewall.Lock, peers map[netip.
 	return []string{fmt.Sprintf("%d peers", len(want))}, nil
 }
 
+func (h *lockHost) PlanLock(_ context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, _ bool) ([]firewall.Change, error) {
+	return []firewall.Change{{Command: fmt.Sprintf("lock %s with %d peers", l.Network, len(peers))}}, nil
+}
+
+func (h *lockHost) PlanUnlock(network netip.Prefix) (changes []firewall.Change, err error) {
+	if _, there := h.locks[network]; there {
+		changes = []firewall.Change{{Command: fmt.Sprintf("unlock %s", network)}}
+	}
+	return changes, nil
+}
+
 func (h *lockHost) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -47,7 +47,7 @@ type Ruleset struct {
 }
 
 // Keeper applies rulesets with one tool. It looks for the tool when it needs it, and again if it
-// was not found or was replaced; meanwhile Sync and Removal fail, and Watch has nothing to watch.
+// was not found or was replaced; meanwhile Sync and Plan fail, and Watch has nothing to watch.
 // Methods may be called from several goroutines.
 type Keeper interface {
 	// Traits returns what is known about the tool for a family so far.
@@ -57,12 +57,20 @@ type Keeper interface {
 	// a short description of each change, also together with an error. A second Sync changes
 	// nothing.
 	Sync(ctx context.Context, r Ruleset) (changes []string, err error)
-	// Removal returns, as commands, what Sync with no chains would do. It changes nothing.
-	Removal(ctx context.Context, r Ruleset) (commands []string, err error)
+	// Plan returns what Sync would do, in order. It changes nothing.
+	Plan(ctx context.Context, r Ruleset) ([]Change, error)
 	// Watch signals possible changes by other programs until ctx ends or the channel is closed,
 	// after which changes may be missed. The channel is nil if there is nothing to watch at the
 	// moment.
 	Watch(ctx context.Context) (<-chan struct{}, error)
+}
+
+// Change is one change of the packet filter.
+type Change struct {
+	Kind    string // "table", "chain", "rule", "set", "element" or "source"
+	Verb    string // "add", "insert", "change", "flush" or "delete"
+	Object  string // the object's name, with its kind
+	Command string // that makes the change, for a shell
 }
 
 // Inspector reads the rules of other programs in one of the kernel's two packet filters, legacy

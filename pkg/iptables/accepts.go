@@ -29,10 +29,13 @@ func legacyTables(f firewall.Family) (names []string, err error) {
 // SyncAccepts is Sync if another keeper holds the overlay's rules: our chains hold only accepts,
 // and only where a policy or rules of others may drop forwarded packets of the overlay.
 func (t *Tables) SyncAccepts(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	return t.syncChains(ctx, owner, func(l listing, drops policies) []firewall.Chain {
-		return slices.DeleteFunc(firewall.Accepts(want), func(c firewall.Chain) bool {
-			return c.Hook != firewall.PreRouting && !(c.Hook == firewall.Forward && forwardMayDrop(l["filter"], drops))
-		})
+	return t.syncChains(ctx, owner, func(l listing, drops policies) []firewall.Chain { return neededAccepts(want, l, drops) })
+}
+
+// neededAccepts returns the accepts of chains that are needed where other chains may drop packets.
+func neededAccepts(want []firewall.Chain, l listing, drops policies) []firewall.Chain {
+	return slices.DeleteFunc(firewall.Accepts(want), func(c firewall.Chain) bool {
+		return c.Hook != firewall.PreRouting && !(c.Hook == firewall.Forward && forwardMayDrop(l["filter"], drops))
 	})
 }
 

@@ -204,12 +204,12 @@ func (t *Tables) syncChains(ctx context.Context, owner firewall.Owner, want func
 		switch {
 		case listed != nil:
 			return changes, listed
-		case p.input == "":
+		case len(p.edits) == 0:
 			return changes, left
 		case try == maxAttempts:
 			return changes, err
 		}
-		if err = t.write(ctx, p.input); err == nil {
+		if err = t.write(ctx, p.input()); err == nil {
 			changes = append(changes, p.changes...)
 			err = fmt.Errorf("not as written, for another program or an unknown form: %s", strings.Join(p.changes, ", "))
 		} else if !t.raced(err) {

@@ -177,19 +177,13 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 	return t.Sync(ctx, r.Owner, r.Chains)
 }
 
-// Removal implements firewall.Keeper. If the kernel has no legacy tables, the commands are not
-// called, because they would create some.
-func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
+// Plan implements firewall.Keeper.
+func (k *Keeper) Plan(ctx context.Context, r firewall.Ruleset) ([]firewall.Change, error) {
 	t, err := k.tables(r.Family)
 	if err != nil {
 		return nil, err
 	}
-	if t.legacy() {
-		if names, err := legacyTables(r.Family); err != nil || len(names) == 0 {
-			return nil, err
-		}
-	}
-	return t.Removal(ctx, r.Owner)
+	return t.Plan(ctx, r)
 }
 
 // Watch implements firewall.Keeper. Changes of the nft variant are signalled by package nftables.

@@ -132,13 +132,13 @@ func TestTwoNetworks(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := makePlan(tt.have, daemonOf(four), tt.want, true)
-			got := strings.ReplaceAll(p.input, "COMMIT\n", "")
+			got := strings.ReplaceAll(p.input(), "COMMIT\n", "")
 			if want := strings.Join(append(tt.out, ""), "\n"); got != want || (len(p.changes) > 0) != (len(tt.out) > 0) {
 				t.Errorf("changes %q: got\n%s\nwant\n%s", p.changes, got, want)
 			}
-			apply(t, tt.have, p.input)
-			if again := makePlan(tt.have, daemonOf(four), tt.want, true); again.input != "" {
-				t.Errorf("a second pass has\n%s", again.input)
+			apply(t, tt.have, p.input())
+			if again := makePlan(tt.have, daemonOf(four), tt.want, true); again.input() != "" {
+				t.Errorf("a second pass has\n%s", again.input())
 			}
 		})
 	}

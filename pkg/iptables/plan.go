@@ -30,18 +30,33 @@ func anchors() (all []anchor) {
 	return all
 }
 
-// plan is the input of iptables-restore, and a description of the changes. Both are empty if
-// nothing is to be done.
+// plan is the edits of tables, and a description of the changes. Both are empty if nothing is to be
+// done.
 type plan struct {
-	input   string
+	edits   []tableEdit // by table, because a table must change by one commit
 	changes []string
+}
+
+// input returns the input of iptables-restore.
+func (p plan) input() string {
+	var b strings.Builder
+	for i, e := range p.edits {
+		if i == 0 || p.edits[i-1].table != e.table {
+			b.WriteString("*" + e.table + "\n")
+		}
+		b.WriteString(e.line + "\n")
+		if i == len(p.edits)-1 || p.edits[i+1].table != e.table {
+			b.WriteString("COMMIT\n")
+		}
+	}
+	return b.String()
 }
 
 // makePlan compares a listing with what the owner wants. If thorough is not set, rules without an
 // owner are left in our chains.
 func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough bool) plan {
 	var p plan
-	lines := map[string][]string{} // by table, because a table must change by one commit
+	lines := map[string][]string{} // by table
 	for _, a := range anchors() {
 		e := edit{anchor: a, owner: owner, have: l[a.table]}
 		e.deleteOldRules()
@@ -56,10 +71,10 @@ func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough b
 		p.changes = append(p.changes, e.changes...)
 	}
 	for _, a := range anchors() {
-		if l := lines[a.table]; len(l) > 0 {
-			p.input += "*" + a.table + "\n" + strings.Join(l, "\n") + "\nCOMMIT\n"
-			delete(lines, a.table)
+		for _, l := range lines[a.table] {
+			p.edits = append(p.edits, tableEdit{a.table, l})
 		}
+		delete(lines, a.table)
 	}
 	return p
 }

@@ -36,7 +36,7 @@ func TestInput(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw := table{"PREROUTING": {"-i eth7 -j DROP"}}
-			got := planned(listing{"raw": raw}, firewall.Rules(o), o.Overlay).input
+			got := planned(listing{"raw": raw}, firewall.Rules(o), o.Overlay).input()
 			golden.Equal(t, filepath.Join("testdata", name+".golden"), got)
 		})
 	}
@@ -48,9 +48,9 @@ func TestEqualRules(t *testing.T) {
 	const from, to = "-s 10.42.0.0/16 -j ACCEPT", "-d 10.42.0.0/16 -j ACCEPT"
 	l := listing{"filter": {"FORWARD": {to, from, from, to}}}
 	p := planned(l, nil, four)
-	apply(t, l, p.input)
-	if again := planned(l, nil, four); again.input != "" {
-		t.Errorf("a second pass has\n%s\nafter\n%s", again.input, p.input)
+	apply(t, l, p.input())
+	if again := planned(l, nil, four); again.input() != "" {
+		t.Errorf("a second pass has\n%s\nafter\n%s", again.input(), p.input())
 	}
 }
 
@@ -177,9 +177,9 @@ func TestAnyListing(t *testing.T) {
 		for _, want := range [][]firewall.Chain{everything(four), everything(other)[:1], nil} {
 			previous := []firewall.Overlay{four, other}[:r.IntN(3)]
 			p := planned(l, want, previous...)
-			apply(t, l, p.input)
-			if again := planned(l, want, previous...); again.input != "" || len(again.changes) > 0 {
-				t.Fatalf("a second pass has\n%s\nafter\n%s", again.input, p.input)
+			apply(t, l, p.input())
+			if again := planned(l, want, previous...); again.input() != "" || len(again.changes) > 0 {
+				t.Fatalf("a second pass has\n%s\nafter\n%s", again.input(), p.input())
 			}
 			if after := strangers(); !slices.Equal(before, after) {
 				t.Fatalf("rules of others: got %q, want %q", after, before)

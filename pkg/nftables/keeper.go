@@ -63,13 +63,13 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 	return t.Sync(ctx, r)
 }
 
-// Removal implements firewall.Keeper.
-func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
+// Plan implements firewall.Keeper.
+func (k *Keeper) Plan(ctx context.Context, r firewall.Ruleset) ([]firewall.Change, error) {
 	t, err := k.open()
 	if err != nil {
 		return nil, err
 	}
-	return t.removal(ctx, r)
+	return t.plan(ctx, r)
 }
 
 // Watch implements firewall.Keeper.

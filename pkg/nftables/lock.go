@@ -71,41 +71,56 @@ func (t *Tables) Locked(network netip.Prefix) (bool, error) {
 	return slices.ContainsFunc(tables, func(t table) bool { return t.name == lockTable(network) }), err
 }
 
+// lockChange is the difference between a lock and the wanted one.
+type lockChange struct {
+	generation   uint32 // of the rules that were compared
+	there, sound bool   // the table exists; it is as wanted, except for the peers
+	add, remove  []netip.Addr
+}
+
+// compareLock compares the lock table of a network with the wanted one.
+func (c *conn) compareLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (d lockChange, err error) {
+	if d.generation, err = c.generation(); err != nil {
+		return d, err
+	}
+	if d.there, d.sound, err = c.checkLock(l); err != nil {
+		return d, err
+	}
+	have := map[netip.Addr]struct{}{}
+	if d.sound {
+		if have, err = c.lockPeers(l.Network, peers); err != nil {
+			return d, err
+		}
+	}
+	d.add = missing(peers, have)
+	if prune {
+		d.remove = missing(have, peers)
+	}
+	return d, nil
+}
+
 func (c *conn) syncLock(
 	l firewall.Lock, peers map[netip.Addr]struct{}, prune bool,
 ) (changes []string, err error) {
-	generation, err := c.generation()
-	if err != nil {
-		return nil, err
-	}
-	there, sound, err := c.checkLock(l)
+	d, err := c.compareLock(l, peers, prune)
 	if err != nil {
 		return nil, err
 	}
 	var ms []message
-	have := map[netip.Addr]struct{}{}
-	if sound {
-		if have, err = c.lockPeers(l.Network, peers); err != nil {
-			return nil, err
-		}
-	} else {
+	if !d.sound {
 		verb := "created"
-		if there {
+		if d.there {
 			verb = "recreated"
 			ms = append(ms, deleteTable(IPv4, lockTable(l.Network)))
 		}
 		ms = append(ms, createLock(l)...)
 		changes = append(changes, fmt.Sprintf("%s table %s", verb, LockTable(l.Network)))
 	}
-	add, remove := missing(peers, have), []netip.Addr(nil)
-	if prune {
-		remove = missing(have, peers)
-	}
-	if len(add)+len(remove) > 0 {
+	if len(d.add)+len(d.remove) > 0 {
 		changes = append(changes,
-			fmt.Sprintf("added %d peer addresses, removed %d", len(add), len(remove)))
+			fmt.Sprintf("added %d peer addresses, removed %d", len(d.add), len(d.remove)))
 	}
-	return changes, c.commit(generation, append(ms, lockEdits(l.Network, add, remove)...))
+	return changes, c.commit(d.generation, append(ms, lockEdits(l.Network, d.add, d.remove)...))
 }
 
 // missing returns the addresses that are in a but not in b, sorted.

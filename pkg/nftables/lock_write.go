@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -27,14 +28,15 @@ type lockBase struct {
 	name string
 	at   place
 	rule func(firewall.Lock) netlink.Attrs
+	text func(firewall.Lock) string // the rule in the syntax of nft(8)
 }
 
 // lockChains returns the base chains of a lock. They come before all filters, which then have less
 // to do, and after source NAT.
 func lockChains() []lockBase {
 	return []lockBase{
-		{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
-		{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated},
+		{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput, lockInputText},
+		{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated, lockTranslatedText},
 	}
 }
 
@@ -82,10 +84,27 @@ func (x *expressions) drop() netlink.Attrs {
 	return x.Attrs
 }
 
-// lockInput returns the rule for packets to this host, in the syntax of nft(8):
+// lockInputText returns the rule for packets to this host in the syntax of nft(8):
 //
 //	udp dport 8472 @th,96,24 1 ip saddr != @peers counter drop
 //	ip daddr 192.0.2.7 udp dport 8285 ip saddr != @peers counter drop
+func lockInputText(l firewall.Lock) string {
+	to := ""
+	if l.Bound {
+		to = fmt.Sprintf("ip daddr %s ", l.Local)
+	}
+	return to + tunnelText(l) + "ip saddr != @peers counter drop"
+}
+
+// tunnelText returns the match for packets that only the network's tunnel receives.
+func tunnelText(l firewall.Lock) string {
+	if l.Bound {
+		return fmt.Sprintf("udp dport %d ", l.Port)
+	}
+	return fmt.Sprintf("udp dport %d @th,%d,24 %d ", l.Port, 8*vxlanVNI, l.VNI)
+}
+
+// lockInput returns the rule of lockInputText.
 func lockInput(l firewall.Lock) netlink.Attrs {
 	var x expressions
 	if l.Bound {
@@ -96,11 +115,16 @@ func lockInput(l firewall.Lock) netlink.Attrs {
 	return x.drop()
 }
 
-// lockTranslated returns the rule for packets that leave with a translated source address. The
+// lockTranslatedText returns the rule for packets that leave with a translated source address. The
 // tunnel's own packets may be translated, and so may those of peers that this host routes for:
 //
 //	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat
 //	    ct original ip saddr != 192.0.2.7 counter drop
+func lockTranslatedText(l firewall.Lock) string {
+	return tunnelText(l) + fmt.Sprintf("ip daddr @peers ip saddr != @peers ct status snat ct original ip saddr != %s counter drop", l.Local)
+}
+
+// lockTranslated returns the rule of lockTranslatedText.
 func lockTranslated(l firewall.Lock) netlink.Attrs {
 	const snat = 1 << 4 // IPS_SRC_NAT of enum ip_conntrack_status
 	var x expressions

@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -137,10 +136,7 @@ func (t *Tables) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 			return err
 		}
 		changes = p.changes
-		if len(p.ownerLocked) > 0 {
-			return fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.ownerLocked, ", "))
-		}
-		return nil
+		return p.ownerError()
 	})
 	return changes, err
 }

@@ -3,6 +3,7 @@ package nftables
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,14 @@ type plan struct {
 	messages    []message
 	changes     []string
 	ownerLocked []string // chains that need accepts and that we may not change
+}
+
+// ownerError returns the error that only the owners of tables can change some chains, or nil.
+func (p *plan) ownerError() error {
+	if len(p.ownerLocked) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.ownerLocked, ", "))
 }
 
 func newPlan(r firewall.Ruleset, w ruleset) *plan {
