@@ -16,7 +16,7 @@ import (
 
 // pure are the rooms that compute values from values: no files, processes, network, logging, clock
 // or random numbers. So they can be tested with data only.
-var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "shell", "status", "trace"}
+var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "configdiff", "shell", "plan", "status", "trace"}
 
 // forbidden are the packages that pure rooms must not import, or with a list, of which they may use
 // only the names in it.
@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"host":                  {},
 	"shell":                 {},
 	"dataplane":             {"shell"},
+	"plan":                  {"dataplane", "firewall", "status"},
 	"firewall":              {},
 	"configdiff":            {"backend", "lease", "netconf"},
 	"condition":             {},
@@ -49,7 +50,7 @@ var mayImport = map[string][]string{
 	"status":                {},
 	"trace":                 {"lease", "host", "dataplane", "status"},
 	"page":                  {"status", "pace"},
-	"api":                   {"status", "logsink", "condition", "subnetenv", "pace"},
+	"api":                   {"status", "plan", "logsink", "condition", "subnetenv", "pace"},
 	"systemd":               {"condition"},
 	"needs":                 {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
 	"uplink":                {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
@@ -90,7 +91,7 @@ var mayImport = map[string][]string{
 
 // commands are the rooms that the command flanneld may import: those that it runs, and the log that
 // it opens.
-var commands = []string{"daemon", "cleanup", "api", "status", "trace", "doctor", "operator", "configdiff", "logsink"}
+var commands = []string{"daemon", "cleanup", "api", "status", "trace", "doctor", "operator", "configdiff", "plan", "logsink"}
 
 // homes are the rooms that may import a library. One home each, so that replacing a library changes
 // one package. The test beds below lab are excepted.

@@ -38,6 +38,7 @@
 //	configdiff  what a change of the network config means for the hosts
 //	status      the document of /status: its types, its verdict, its text
 //	trace       the way of a packet between two containers: from facts to steps and a verdict
+//	plan        the document of /plan: operations as commands
 //
 // Rooms for one thing each outside of the process:
 //

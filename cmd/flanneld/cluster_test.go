@@ -33,6 +33,10 @@ import (
 // TestMain collects garbage less often than usual: this process sends and receives the traffic of
 // many hosts at a time.
 func TestMain(m *testing.M) {
+	if err := becomeHeld(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	debug.SetGCPercent(400)
 	os.Exit(lab.Main(m.Run))
 }

@@ -24,6 +24,7 @@ type subcommand struct {
 var subcommands = []subcommand{
 	{"status", newStatus, "show whether the network of this host is healthy"},
 	{"doctor", newDoctor, "find out why containers do not reach each other"},
+	{"plan", newPlan, "print what flanneld would change now, as commands"},
 	{"config", newConfig, "show, check or change the network config"},
 	{"leases", newLeases, "list, reserve or release leases"},
 	{"cleanup", newCleanup, "remove what flanneld has made on this host"},
@@ -110,6 +111,9 @@ func runSubcommand(in *invocation, args []string) int {
 		return int(code)
 	case err != nil:
 		fmt.Fprintf(in.stderr, "%s: %v\nRun '%[1]s --help' for the flags there are.\n", c.CommandPath(), plain(err))
+		if c.Name() == "plan" {
+			return planUnknown
+		}
 		return 2
 	}
 	return 0

@@ -25,6 +25,7 @@ type commandLine struct {
 	flags       *pflag.FlagSet
 	options     daemon.Options
 	showVersion bool
+	dryRun      bool
 	verbosity   int
 	warnings    []warning
 

@@ -67,6 +67,7 @@ var groups = []group{
 		noEffectFlag(f, "log_backtrace_at", ":0", "`file:line` (no effect)", "")
 	}},
 	{"other", func(cl *commandLine, f *pflag.FlagSet) {
+		f.BoolVar(&cl.dryRun, "dry-run", false, "print what a start would change, as commands, and exit")
 		f.BoolVar(&cl.showVersion, "version", false, "print the version and exit")
 		f.Bool("help", false, "print this help and exit")
 	}},

@@ -64,6 +64,9 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 		fmt.Fprintln(stderr, version)
 		return 0
 	}
+	if cl.dryRun {
+		return printDryRun(ctx, cl, stdout, stderr)
+	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/plan"
 	"flanneld/pkg/status"
 	"flanneld/pkg/subnetenv"
 )
@@ -20,6 +21,8 @@ import (
 const (
 	// clientTimeout limits the time of a request, including its answer.
 	clientTimeout = 5 * time.Second
+	// planWait is clientTimeout for a plan.
+	planWait = planTimeout + clientTimeout
 	// maxAnswer limits the size of an answer. That of a network with 20,000 peers has 5 MB.
 	maxAnswer = 32 << 20
 )
@@ -83,7 +86,7 @@ func (c *Client) failed(err error) error {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("%w on %s within %v", ErrNoAnswer, c.path, clientTimeout)
+		return fmt.Errorf("%w on %s within %v", ErrNoAnswer, c.path, c.http.Timeout)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		return fmt.Errorf("%w on %s: %w", ErrNoAnswer, c.path, err)
 	}
@@ -95,13 +98,25 @@ func (c *Client) failed(err error) error {
 }
 
 // Status returns the status of the daemon.
-func (c *Client) Status(ctx context.Context) (d status.Document, err error) {
-	body, err := c.Get(ctx, "/status")
+func (c *Client) Status(ctx context.Context) (status.Document, error) {
+	return document[status.Document](ctx, c, "/status")
+}
+
+// Plan returns what the daemon would change now.
+func (c *Client) Plan(ctx context.Context) (plan.Document, error) {
+	patient := *c
+	patient.http.Timeout = planWait
+	return document[plan.Document](ctx, &patient, "/plan")
+}
+
+// document returns the document that is the answer to a request for a path.
+func document[T any](ctx context.Context, c *Client, path string) (d T, err error) {
+	body, err := c.Get(ctx, path)
 	if err != nil {
 		return d, err
 	}
 	if err := json.Unmarshal(body, &d); err != nil {
-		return status.Document{}, fmt.Errorf("ask flanneld on %s: %w", c.path, err)
+		return *new(T), fmt.Errorf("ask flanneld on %s: %w", c.path, err)
 	}
 	return d, nil
 }

@@ -21,12 +21,16 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/logsink"
+	"flanneld/pkg/plan"
 	"flanneld/pkg/status"
 )
 
 const (
 	// requestTimeout limits the time to receive a request, and to send the answer.
 	requestTimeout = 5 * time.Second
+	// planTimeout limits the time to compute a plan, for which other programs are started. There is
+	// one at a time.
+	planTimeout = 10 * time.Second
 	// maxHeader limits the size of a request. What a request has beyond it is not read.
 	maxHeader = 8 << 10
 	// maxCostly is the number of requests for large answers that a server serves at a time. Others
@@ -47,6 +51,9 @@ type Sources struct {
 	Status func() status.Document
 	// Metrics answers /metrics; nil if there are none.
 	Metrics http.Handler
+	// Plan returns the document of /plan until its context ends; nil if there is none. It is served on
+	// the unix socket only, because it starts other programs.
+	Plan func(context.Context) plan.Document
 	// Page answers / with a page that shows the status, and Events answers /events, for as long as
 	// the client wants; both are nil if there are none.
 	Page, Events http.Handler
@@ -76,11 +83,22 @@ func (s Sources) handler() http.Handler {
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", costly.limited(s.Metrics))
 	}
+	if s.Plan != nil {
+		mux.Handle("GET /plan", limit{make(chan struct{}, 1), costlyWait}.limited(http.HandlerFunc(s.servePlan)))
+	}
 	if s.Page != nil {
 		mux.Handle("GET /{$}", costly.limited(s.Page))
 		mux.Handle("GET /events", watched.limited(s.Events))
 	}
 	return mux
+}
+
+// servePlan answers /plan.
+func (s Sources) servePlan(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), planTimeout)
+	defer cancel()
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(planTimeout + requestTimeout)) // else it is that of other answers
+	writeJSON(w, http.StatusOK, s.Plan(ctx))
 }
 
 // localOnly returns a handler that refuses requests for a name that others may have given to this
@@ -161,6 +179,7 @@ func (l limit) acquire(ctx context.Context) bool {
 // example because another program has the port, there is a condition. explain adds to an error what
 // else is known about it.
 func (s Sources) ServeTCP(ctx context.Context, addr netip.AddrPort, explain func(error) error, conditions *condition.List, log *slog.Logger) {
+	s.Plan = nil
 	h := s.handler()
 	if addr.Addr().IsLoopback() {
 		h = localOnly(h)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/wait"
+	"flanneld/pkg/plan"
 	"flanneld/pkg/status"
 	"flanneld/pkg/subnetenv"
 )
@@ -246,6 +247,49 @@ func TestClientBoundsAnswers(t *testing.T) {
 		}
 	}()
 	if _, err := Dial(file).Get(t.Context(), "/status"); err == nil || !strings.Contains(err.Error(), "the answer has more than") {
+		t.Error(err)
+	}
+}
+
+// TestPlanIsForTheSocket: the plan is served there, one at a time and for a limited time, and not over
+// TCP.
+func TestPlanIsForTheSocket(t *testing.T) {
+	t.Parallel()
+	s := quiet()
+	asked, release := make(chan context.Context, 1), make(chan struct{})
+	s.Plan = func(ctx context.Context) plan.Document {
+		asked <- ctx
+		<-release
+		doc := plan.New()
+		doc.Note("it is whole")
+		return doc
+	}
+	if code := exchange(t, listenStatus(t, s), "GET /plan HTTP/1.1\r\nHost: x\r\n\r\n"); code != 404 {
+		t.Errorf("over TCP: %d", code)
+	}
+	file := filepath.Join(t.TempDir(), "subnet.env")
+	s.serve(t, file)
+	c := Dial(file)
+	wait.True(t, "the socket is served", func() bool {
+		_, err := c.Get(t.Context(), "/healthz")
+		return err == nil
+	})
+	plans := make(chan error)
+	go func() {
+		doc, err := c.Plan(t.Context())
+		if err == nil && (len(doc.Notes) != 1 || doc.Version != plan.Version) {
+			err = fmt.Errorf("%+v", doc)
+		}
+		plans <- err
+	}()
+	if end, is := (<-asked).Deadline(); !is || time.Until(end) > planTimeout {
+		t.Errorf("a plan may take until %v, %t", end, is)
+	}
+	if _, err := c.Plan(t.Context()); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("a second plan meanwhile: %v", err)
+	}
+	close(release)
+	if err := <-plans; err != nil {
 		t.Error(err)
 	}
 }

@@ -29,7 +29,7 @@ func (d *daemon) answer(ctx context.Context) (stop func(), err error) {
 			return nil, fmt.Errorf("answer health checks: %w", d.withPortHolder(d.options.Healthz, "-healthz-port", err))
 		}
 	}
-	sources := api.Sources{State: d.state, Status: d.status, Metrics: metrics.New(d.metrics, d.options.PerPeer)}
+	sources := api.Sources{State: d.state, Status: d.status, Plan: d.plan, Metrics: metrics.New(d.metrics, d.options.PerPeer)}
 	d.addPage(&sources)
 	serving, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup

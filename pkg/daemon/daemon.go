@@ -165,11 +165,7 @@ func readPrevious[T any](ctx context.Context, d *daemon, read func(path string) 
 
 // findEtcd chooses the uplink, finds the addresses of etcd, and removes stale routes to them.
 func (d *daemon) findEtcd(ctx context.Context) error {
-	d.uplink = uplink.New(uplink.Config{
-		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4()},
-		Conditions: d.conditions, Log: d.log, Heartbeat: d.heartbeats.uplink.Record,
-		Moved: func() { d.registry.Reconnect() },
-	})
+	d.uplink = d.newUplink()
 	inv, err := retry(ctx, d, "list interfaces and routes", pace.IsTemporary, func() (host.Inventory, error) {
 		return d.uplink.Inventory(false)
 	})
@@ -201,6 +197,14 @@ func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink.SetNeeds(d.needs.Needs, inv)
 	d.staleRoutes.RemoveFor(d.uplink.Needs())
 	return nil
+}
+
+func (d *daemon) newUplink() *uplink.Watcher {
+	return uplink.New(uplink.Config{
+		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4()},
+		Conditions: d.conditions, Log: d.log, Heartbeat: d.heartbeats.uplink.Record,
+		Moved: func() { d.registry.Reconnect() },
+	})
 }
 
 // identity returns how to recognise this host's lease, and with it the store to use.

@@ -131,12 +131,8 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 		},
 	})
 	d.prober.SetNetwork(d.net)
-	wanted := d.net.Backend
-	if d.options.Blackhole {
-		wanted = backend.WithBlackhole(wanted)
-	}
 	d.loop = reconcile.New(reconcile.Config{
-		Driver: drivers, Backend: wanted, Network: d.net.V4.Network, Conditions: d.conditions, Log: d.log,
+		Driver: drivers, Backend: d.options.backendOf(d.net), Network: d.net.V4.Network, Conditions: d.conditions, Log: d.log,
 		BeforeApply: d.feed.Lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Skipped: d.prober.SetSkipped, Missing: d.checks.SetMissing, Repaired: d.repairs.add,
 	})

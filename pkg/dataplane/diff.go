@@ -63,6 +63,13 @@ func Diff(want, have State, scope Scope, prune bool) *Delta {
 	return d.Delta
 }
 
+// Compare is Diff with routes in the form that suits the kernel, of which have must be a whole
+// reading. It returns the scope with that form.
+func Compare(want, have State, scope Scope, prune bool) (*Delta, Scope) {
+	scope.NextHops, scope.Spread = want.UseNextHops(have), want.UseSpread(have)
+	return Diff(want, have, scope, prune), scope
+}
+
 // differ is the state that the kinds share during a Diff.
 type differ struct {
 	*Delta

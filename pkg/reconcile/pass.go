@@ -176,8 +176,8 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 		}
 		l.backoffs.reset(inputObject)
 		l.reading, l.readAt = have, time.Now()
-		l.scope.NextHops, l.scope.Spread = want.UseNextHops(have), want.UseSpread(have)
-		delta := dataplane.Diff(want, have, l.scope, v.Complete)
+		var delta *dataplane.Delta
+		delta, l.scope = dataplane.Compare(want, have, l.scope, v.Complete)
 		delta.Conflicts = append(delta.Conflicts, l.plan.UnsafeRoutes()...)
 		done.conflicts = delta.Conflicts
 		l.readCost = l.budget.Spend(time.Now())
