@@ -39,7 +39,7 @@ func TestPageShowsTheStatus(t *testing.T) {
 	p := open(t, url, desktop())
 	p.text("#verdict", "ok")
 	p.text("#host", "10.42.0.0/24 · vxlan · eth0 · 192.0.2.11")
-	p.text("#facts", "etcd v3, prefix /coreos.com/network, answers")
+	p.text("#facts", "etcd v3, prefix /coreos.com/network, answered 0 s ago")
 	p.text("#peers-count", "4 peers")
 	p.shows("no conditions", "document.querySelector('#conditions').hidden")
 	p.text("#repairs-none", "None since the start.")

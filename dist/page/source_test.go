@@ -151,7 +151,7 @@ func (s *source) serveAt(t testing.TB, addr string) (stop func()) {
 	quiet := slog.New(slog.DiscardHandler)
 	p := page.New(page.Config{Status: s.status, Device: s.device})
 	sources := api.Sources{State: api.NewState(condition.NewList(quiet)), Status: s.status, Page: p, Events: p.Events()}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background()) // that of the test ends before its tabs
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
 		sources.ServeTCP(ctx, netip.MustParseAddrPort(addr), func(err error) error { return err }, condition.NewList(quiet), quiet)

@@ -65,7 +65,7 @@ class Traffic {
     setText(byID("rate-received"), rate ? bits(rate[0]) : "unknown");
     setText(byID("rate-sent"), rate ? bits(rate[1]) : "unknown");
     const ago = (SLOTS - 1 - index) * interval * 1000;
-    setText(byID("rate-at"), ago === 0 ? "now" : `${span(ago)} ago`);
+    setText(byID("rate-at"), ago === 0 ? "" : `${span(ago)} ago`);
     const latest = rates.at(-1);
     this.canvas.setAttribute("aria-label", latest ? `Traffic of the last minutes; now ${bits(latest[0])} received, ${bits(latest[1])} sent` : "Traffic of the last minutes; unknown now");
   }
