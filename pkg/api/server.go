@@ -58,7 +58,7 @@ type Sources struct {
 	// the client wants; both are nil if there are none.
 	Page, Events http.Handler
 	// Tick is called every few seconds while the socket is served, when the daemon is awake anyway;
-	// nil if nothing is to be done then. It must not wait.
+	// nil if nothing is to be done then. It must be short.
 	Tick func()
 }
 

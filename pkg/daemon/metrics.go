@@ -29,7 +29,9 @@ func (d *daemon) metrics() metrics.Values {
 		v.Loop.Drift = nil
 	}
 	v.Rules, v.Lock = p.feed.Rules.Stats(), p.feed.Lock.Stats()
-	_, v.Device = d.device(*p)
+	if name := d.device(*p); name != "" {
+		v.Device = countersOf(name)
+	}
 	if p.network.UsesTUN() {
 		s := p.tunnels.Stats()
 		v.Tunnel = &s
@@ -38,22 +40,21 @@ func (d *daemon) metrics() metrics.Values {
 	return v
 }
 
-// device returns the overlay's device and its counters. It returns nil if the backend has none, or
-// if it does not exist now.
-func (d *daemon) device(p parts) (name string, c *kernel.Counters) {
+// device returns the name of the overlay's device, or "" if the backend has none or it is unknown.
+func (d *daemon) device(p parts) string {
 	if p.uplink == nil || p.network.Backend == nil {
-		return "", nil
+		return ""
+	}
+	facts, _ := p.uplink.Facts() // outdated ones do, too
+	if facts.MTU == 0 {
+		return ""
 	}
 	var own lease.Lease
 	if v := d.view.Load(); v != nil {
 		own = v.Own
 	}
-	if facts, _ := p.uplink.Facts(); facts.MTU != 0 { // outdated ones do, too
-		if name, _ = p.network.Link(facts, own); name != "" {
-			c = countersOf(name)
-		}
-	}
-	return name, c
+	name, _ := p.network.Link(facts, own)
+	return name
 }
 
 // countersOf returns the counters of a device, or nil if it does not exist now. It has its own

@@ -12,8 +12,13 @@ func (d *daemon) addPage(s *api.Sources) {
 		if parts == nil {
 			return "", page.Counters{}
 		}
-		name, c := d.device(*parts)
-		if c == nil {
+		name := d.device(*parts)
+		if name == "" {
+			return "", page.Counters{}
+		}
+		// It may wait for a pass that reads. A socket of its own would take ten times as long.
+		c, err := d.kernel.Counters(name)
+		if err != nil {
 			return "", page.Counters{}
 		}
 		return name, page.Counters{Received: c.Receive.Bytes, Sent: c.Transmit.Bytes}

@@ -8,7 +8,6 @@ import (
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/filter"
-	"flanneld/pkg/lease"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry/store"
 	"flanneld/pkg/status"
@@ -113,12 +112,8 @@ func (d *daemon) statusOfHost(doc *status.Document, p parts) {
 	doc.Uplink = status.Uplink{Interface: u.Iface, Address: u.Addr, PublicIP: p.uplink.PublicIP(), MTU: facts.MTU}
 	if p.network.Backend != nil {
 		doc.Backend.Type = p.network.BackendType
+		doc.Backend.Device = d.device(p)
 		if facts.MTU != 0 {
-			var own lease.Lease
-			if v := d.view.Load(); v != nil {
-				own = v.Own
-			}
-			doc.Backend.Device, _ = p.network.Link(facts, own)
 			doc.Backend.MTU = p.network.MTU(facts)
 		}
 	}

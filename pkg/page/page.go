@@ -45,9 +45,9 @@ func New(cfg Config) *Page {
 	return p
 }
 
-// Sample takes a sample of the traffic if one is due. Who opens the page sees the traffic from the
-// first sample on.
-func (p *Page) Sample() { p.sampler.sample(time.Now()) }
+// Sample takes a sample of the traffic if there was none for idleTime. Who opens the page sees the
+// traffic since the first one.
+func (p *Page) Sample() { p.sampler.sample(time.Now(), idleTime) }
 
 // ServeHTTP answers requests for the page itself.
 func (p *Page) ServeHTTP(w http.ResponseWriter, _ *http.Request) {

@@ -9,6 +9,8 @@ import (
 const (
 	// rateTime is the time of which a rate is the average.
 	rateTime = 2 * time.Second
+	// idleTime is the least time between two samples while nobody watches.
+	idleTime = 8 * time.Second
 	// maxRates is the number of rates that are kept: five minutes.
 	maxRates = 150
 )
@@ -38,9 +40,9 @@ type sampler struct {
 	number uint64 // of rates so far
 }
 
-// sample takes a sample if there is time for a rate since the last one. The rate is unknown if it is
-// another device than before, or if it was created again.
-func (s *sampler) sample(now time.Time) {
+// sample takes a sample if there is time for a rate since the last one, and a pause has passed. The
+// rate is unknown if it is another device than before, or if it was created again.
+func (s *sampler) sample(now time.Time, pause time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.at.IsZero() {
@@ -49,7 +51,7 @@ func (s *sampler) sample(now time.Time) {
 		return
 	}
 	n := int(now.Sub(s.end) / rateTime)
-	if n <= 0 {
+	if n <= 0 || now.Sub(s.at) < pause {
 		return
 	}
 	device, c := s.read()
@@ -69,7 +71,7 @@ func perSecond(bytes uint64, seconds float64) uint64 { return uint64(float64(byt
 
 // traffic returns the rates, and the number of rates so far.
 func (s *sampler) traffic() (t Traffic, number uint64) {
-	s.sample(time.Now())
+	s.sample(time.Now(), 0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Traffic{Device: s.device, Interval: rateTime.Seconds(), Rates: append([]*[2]uint64{}, s.rates...)}, s.number

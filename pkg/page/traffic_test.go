@@ -51,7 +51,7 @@ func TestRatesOfTraffic(t *testing.T) {
 	} {
 		device, c = step.device, Counters{step.received, step.sent}
 		before := len(s.rates)
-		s.sample(start.Add(time.Duration(step.after * float64(time.Second))))
+		s.sample(start.Add(time.Duration(step.after*float64(time.Second))), 0)
 		got := Traffic{Rates: s.rates[before:]}
 		number += uint64(len(got.Rates))
 		if got.text() != step.rates || s.number != number || step.rates != "" && s.device != step.device {
@@ -67,13 +67,17 @@ func TestRatesOfTraffic(t *testing.T) {
 // soon as somebody watches.
 func TestTrafficBeforeSomebodyWatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
+		start, reads := time.Now(), 0
 		p := New(Config{Device: func() (string, Counters) {
+			reads++
 			return "flannel.1", Counters{Received: uint64(time.Since(start).Seconds()) * 100}
 		}})
 		for range 5 {
 			p.Sample()
 			<-time.After(5 * time.Second)
+		}
+		if reads != 3 {
+			t.Errorf("read %d times", reads)
 		}
 		for i := range 3 {
 			traffic, number := p.sampler.traffic()
@@ -93,7 +97,7 @@ func TestRatesAreLimited(t *testing.T) {
 	at := time.Now().Add(-time.Hour)
 	for range 2 * maxRates {
 		at = at.Add(rateTime)
-		s.sample(at)
+		s.sample(at, 0)
 	}
 	before := Traffic{Rates: append([]*[2]uint64{}, s.rates...)}.text()
 	kept, _ := s.traffic() // after a long time
@@ -101,7 +105,7 @@ func TestRatesAreLimited(t *testing.T) {
 		t.Errorf("%d rates, space for %d: %.100s, before %.100s", len(kept.Rates), cap(s.rates), kept.text(), before)
 	}
 	text := kept.text()
-	s.sample(time.Now().Add(rateTime))
+	s.sample(time.Now().Add(rateTime), 0)
 	if kept.text() != text || (Traffic{Rates: s.rates}).text() == text {
 		t.Errorf("what was returned is now %.100s, before %.100s", kept.text(), text)
 	}
