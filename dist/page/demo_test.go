@@ -134,7 +134,9 @@ func TestPageOfARealNetwork(t *testing.T) {
 	p.text("#repairs", "+1 route")
 	p.text("#repairs", "ip route replace "+peer)
 	if os.Getenv("SCREENSHOTS") != "" {
-		p.do(chromedp.Sleep(90 * time.Second)) // for a chart that can be looked at
+		for range 4 { // for a chart that can be looked at
+			p.do(chromedp.Sleep(20 * time.Second))
+		}
 	}
 	for i, p := range tabs {
 		p.text("#repairs", "+1 route")
