@@ -9,6 +9,7 @@ import (
 
 	"flanneld/pkg/api"
 	"flanneld/pkg/condition"
+	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/needs"
@@ -33,7 +34,9 @@ func DryRun(ctx context.Context, o Options, log *slog.Logger) (plan.Document, er
 	ctx, cancel := context.WithTimeout(ctx, dryRunTimeout)
 	defer cancel()
 	doc := plan.New()
-	d := &daemon{options: o, log: log, conditions: condition.NewList(log), started: time.Now()}
+	d := &daemon{
+		options: o, log: log, conditions: condition.NewList(log), started: time.Now(), iptables: iptables.NewTools(o.Rules.Resync),
+	}
 	d.state = api.NewState(d.conditions)
 	k, err := kernel.New()
 	if err != nil {
