@@ -53,7 +53,7 @@ Exit code: 0, 2 for a bad command line, 3 if etcd does not answer.`}
 
 func newLeasesReserve(in *invocation) *cobra.Command {
 	asJSON, publicIP := false, ""
-	c := &cobra.Command{Use: "reserve [--flag=value]... SUBNET", Short: "reserve a subnet for a host", Args: oneSubnet, Long: `flanneld leases reserve reserves SUBNET for a host: the one that has it, or the one with the given
+	c := &cobra.Command{Use: "reserve [--flag=value]... SUBNET", Short: "reserve a subnet for a host", Args: oneSubnet, ValidArgsFunction: cobra.NoFileCompletions, Long: `flanneld leases reserve reserves SUBNET for a host: the one that has it, or the one with the given
 public IP. A reservation does not expire. A host that has no other lease takes it when flanneld
 starts there. Any flanneld and any version of the original can read it; versions from 0.18 on turn it
 into an ordinary lease when the host takes it.
@@ -80,7 +80,7 @@ answer.`}
 
 func newLeasesRelease(in *invocation) *cobra.Command {
 	asJSON, yes := false, false
-	c := &cobra.Command{Use: "release [--flag=value]... SUBNET", Short: "release the lease of a host that is gone", Args: oneSubnet, Long: `flanneld leases release ends the lease of SUBNET, or its reservation. The other hosts remove the host
+	c := &cobra.Command{Use: "release [--flag=value]... SUBNET", Short: "release the lease of a host that is gone", Args: oneSubnet, ValidArgsFunction: cobra.NoFileCompletions, Long: `flanneld leases release ends the lease of SUBNET, or its reservation. The other hosts remove the host
 at once, and another host may get the subnet. It refuses the lease of a host that answers a ping, or
 ARP: a flanneld that runs there would restore it.
 

@@ -284,6 +284,47 @@ func TestDryRunOfTheFirstStart(t *testing.T) {
 	})
 }
 
+// TestDryRunOfAnotherNetwork: what a start would do after the network has been changed while the
+// daemon was stopped, in each backend: pasted, nothing is left to do.
+func TestDryRunOfAnotherNetwork(t *testing.T) {
+	t.Parallel()
+	need(t, "ip", "bridge", "sysctl", "iptables", "nft")
+	for _, backend := range []string{"vxlan", "host-gw", "udp", "alloc"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, lab.Options{Hosts: 2})
+			b := &planBed{cluster: c, h: c.Hosts[0]}
+			c.use("v3")
+			etcdctl := t.TempDir()
+			c.must(lab.Etcdctl(etcdctl))
+			c.path = etcdctl + ":" + os.Getenv("PATH")
+			b.env = []string{"PATH=" + c.path}
+			config := func(n int) string { return fmt.Sprintf(`{"Network":"10.%d.0.0/16","Backend":{"Type":%q}}`, n, backend) }
+			c.put("config", config(42))
+			c.start(c.Hosts[1], "-ip-masq")
+			p := c.start(b.h, "-ip-masq", "-underlay-lock")
+			c.stop(p)
+			c.put("config", config(43))
+			dry := []string{"--dry-run", "-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + b.h.SubnetFile, "-ip-masq", "-underlay-lock"}
+			before := b.all()
+			said, code := b.runs(b.h, b.env, dry...)
+			if now := b.all(); code != 0 || now != before {
+				t.Errorf("exit code %d; there was\n%s\nand there is\n%s", code, before, now)
+			}
+			if out, err := b.try(b.h, "set -e\n"+said); err != nil {
+				t.Fatalf("%s\nfails: %v: %s", said, err, out)
+			}
+			if again, code := b.runs(b.h, b.env, dry...); code != 0 || again != "" {
+				t.Errorf("after\n%sexit code %d, %s", said, code, again)
+			}
+			p = c.start(b.h, "-ip-masq", "-underlay-lock")
+			if n := changes(p) + lines(p, "allocated lease"); n > 0 && backend != "udp" {
+				t.Errorf("after\n%sthe daemon has done something:\n%s", said, p.Logs())
+			}
+		})
+	}
+}
+
 // TestPlanOfARunningDaemon: it has what the daemon defers because another program keeps undoing it,
 // and is computed without a pass. Before there is a lease, nothing can be told. A daemon that hangs is
 // not waited for.

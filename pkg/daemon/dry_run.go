@@ -169,8 +169,7 @@ func (r *dryRegistry) write(verb string, l lease.Lease, ttl time.Duration) (leas
 // Release implements registry.Registry.
 func (r *dryRegistry) Release(_ context.Context, prev lease.Lease) error {
 	r.writes = append(r.writes, plan.Operation{
-		Kind: "lease", Verb: "delete", Object: "lease " + prev.Subnets.String(),
-		Command: "flanneld leases release --yes " + prev.Subnets.V4().String(),
+		Kind: "lease", Verb: "delete", Object: "lease " + prev.Subnets.String(), Command: r.commands.DeleteCommand(prev.Subnets),
 	})
 	return nil
 }

@@ -117,11 +117,11 @@ func (c *Change) occupied(listing registry.Listing, subnets lease.Subnets) error
 }
 
 // originalKey is what versions of flannel up to 0.17 look for anywhere in a key.
-var originalKey = regexp.MustCompile(`(\d+)\.(\d+).(\d+).(\d+)-(\d+)`)
+const originalKey = `(\d+)\.(\d+).(\d+).(\d+)-(\d+)`
 
 // originalSubnet returns the subnet that versions of flannel up to 0.17 read in a key.
 func originalSubnet(key string) (netip.Prefix, bool) {
-	m := originalKey.FindStringSubmatch(key)
+	m := regexp.MustCompile(originalKey).FindStringSubmatch(key)
 	if m == nil {
 		return netip.Prefix{}, false
 	}

@@ -143,15 +143,12 @@ func (a Registry) user() string {
 // MoveCommand returns the commands that make this host lease another subnet: without its key and
 // the files with its lease, it chooses a new one.
 func (a Registry) MoveCommand(subnets lease.Subnets, files []string) string {
-	verb, remove := "del", "rm -f"
-	if a.API == APIv2 {
-		verb = "rm"
-	}
+	remove := "rm -f"
 	for _, f := range files {
 		remove += " " + shell.Word(f)
 	}
 	return strings.Join([]string{
-		"systemctl stop flanneld", etcdctl(a.options, a.API, verb, a.leaseKey(subnets)), remove, "systemctl start flanneld",
+		"systemctl stop flanneld", a.DeleteCommand(subnets), remove, "systemctl start flanneld",
 	}, "; ")
 }
 

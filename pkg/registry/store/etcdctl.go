@@ -35,6 +35,15 @@ func (a Registry) WriteCommand(subnets lease.Subnets, attrs lease.Attrs, ttl tim
 	return put, nil
 }
 
+// DeleteCommand returns the command that deletes a lease.
+func (a Registry) DeleteCommand(subnets lease.Subnets) string {
+	verb := "del"
+	if a.API == APIv2 {
+		verb = "rm"
+	}
+	return etcdctl(a.options, a.API, verb, a.leaseKey(subnets))
+}
+
 // leaseKey returns the key of a lease.
 func (a Registry) leaseKey(subnets lease.Subnets) string {
 	return path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnets))
