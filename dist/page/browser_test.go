@@ -86,6 +86,14 @@ func phone() screen { return screen{width: 390, height: 844} }
 // open opens a page in a new tab, and fails the test at its end if the page had errors.
 func open(t *testing.T, url string, s screen) *tab {
 	t.Helper()
+	p := openTab(t, s)
+	p.do(chromedp.Navigate(url))
+	return p
+}
+
+// openTab opens an empty tab.
+func openTab(t *testing.T, s screen) *tab {
+	t.Helper()
 	browser.Do(start)
 	if browser.err != nil {
 		t.Fatal(browser.err)
@@ -100,7 +108,6 @@ func open(t *testing.T, url string, s screen) *tab {
 	call(p, cdplog.Enable, cdp.Empty{})
 	call(p, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: s.width, Height: s.height, DeviceScaleFactor: 1, Mobile: s.width < 500})
 	call(p, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
-	p.do(chromedp.Navigate(url))
 	t.Cleanup(func() {
 		cancel()
 		p.mu.Lock()

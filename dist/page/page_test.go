@@ -273,8 +273,9 @@ func TestPageOfABusyDaemon(t *testing.T) {
 		}
 		defer answer.Body.Close()
 	}
-	p := open(t, url, desktop())
+	p := openTab(t, desktop())
 	p.expectErrors()
+	p.do(chromedp.Navigate(url))
 	p.text("#lost", "This flanneld serves as many pages as it can.")
 	for _, end := range ends {
 		end()
