@@ -107,9 +107,21 @@ Exit code: 0, 1 if there is no config, 2 for a bad command line, 3 if etcd does 
 		if err != nil {
 			return err
 		}
-		_, err = o.stdout.Write(append(bytes.TrimRight(raw, "\n"), '\n'))
-		return err
+		return o.printConfig(raw)
 	})
+}
+
+// printConfig prints a config as it is, but for what a terminal might interpret.
+func (o *operatorCommand) printConfig(raw []byte) (err error) {
+	raw = append(bytes.TrimRight(raw, "\n"), '\n')
+	if !isTerminal(o.stdout) {
+		_, err = o.stdout.Write(raw)
+		return err
+	}
+	for line := range strings.Lines(string(raw)) {
+		_, err = fmt.Fprintln(o.stdout, status.Clean(strings.ReplaceAll(strings.TrimRight(line, "\r\n"), "\t", "    ")))
+	}
+	return err
 }
 
 func newConfigCheck(in *invocation) *cobra.Command {

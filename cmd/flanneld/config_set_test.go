@@ -151,6 +151,23 @@ func terminal(t *testing.T) (person, program *os.File) {
 	return person, program
 }
 
+// TestConfigGetOnATerminal: what a terminal might interpret is escaped there, and only there.
+func TestConfigGetOnATerminal(t *testing.T) {
+	b := newOperatorBed(t, "v3", etcdtest.StartEtcd(t))
+	b.put("config", "{\n\t\"Network\": \"\x1b[2J\"\n}", 0)
+	if out, errs, code := b.types("config", "get"); code != 0 || out != "{\n\t\"Network\": \"\x1b[2J\"\n}\n" {
+		t.Errorf("exit code %d, %q, %q", code, out, errs)
+	}
+	person, program := terminal(t)
+	var errs bytes.Buffer
+	code := runSubcommand(&invocation{t.Context(), b.env, program, program, &errs}, []string{"config", "get"})
+	const want = "{\r\n    \\\"Network\\\": \\\"\\x1b[2J\\\"\r\n}\r\n"
+	shown := make([]byte, len(want))
+	if _, err := io.ReadFull(person, shown); code != 0 || err != nil || string(shown) != want {
+		t.Errorf("exit code %d, %v, %q, %q", code, err, shown, &errs)
+	}
+}
+
 // TestDangerousConfigIsAskedFor: on a terminal. A config that is written before the answer wins.
 func TestDangerousConfigIsAskedFor(t *testing.T) {
 	const after, between = `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `{"Network":"10.44.0.0/16"}`
