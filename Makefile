@@ -340,11 +340,12 @@ test-system: need-root
 	export OLD_TARBALL OLD_DEB TARBALL DEB IMAGE; \
 	$(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/lab/machine ./dist
 
-# The page in Debian's chromium, which takes much memory and measures times: not a part of "make
-# test". With TESTFLAGS=-short it is only clicked through.
+# The page in Debian's chromium: not a part of "make test", nor of CI, because the browser and what it
+# needs are 600 MB of packages, and because it measures times. With TESTFLAGS=-short it is only
+# clicked through.
 .PHONY: test-page
 test-page: dist/flanneld dist/flannel-lab
-	@[ "$$(id -u)" != 0 ] || command -v chromium >/dev/null || .ci/packages install
+	@[ "$$(id -u)" != 0 ] || command -v chromium >/dev/null || .ci/packages install page
 	SCREENSHOTS='$(abspath $(SCREENSHOTS))' nice -n 19 $(GO) test -C dist/page -v -vet=off -count=1 -timeout 15m $(TESTFLAGS) .
 
 # Debian's kernels, emulated, and kept in the user's cache directory. VM_MIRROR sets another
