@@ -45,6 +45,7 @@ type Options struct {
 	DomainErr  error  // why they name none
 	Uplink     host.Selectors
 	SubnetFile string
+	Status     netip.AddrPort // where the daemon serves its status; invalid if it does not
 	// RenewMargin is the time before the end of a lease at which it is renewed.
 	RenewMargin time.Duration
 	Secrets     []string // known ones, besides those in Etcd

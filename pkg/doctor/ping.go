@@ -29,8 +29,9 @@ const (
 // target is an address to ping.
 type target struct {
 	addr   netip.Addr
-	device string // by which the packet must leave; empty for any
-	size   int    // of the packet in bytes; 0 for a small one
+	device string     // by which the packet must leave; empty for any
+	source netip.Addr // invalid if the kernel chooses it
+	size   int        // of the packet in bytes; 0 for a small one
 }
 
 // ping sends echo requests that must not be fragmented, to all targets at the same time, and returns
@@ -95,6 +96,9 @@ func (t target) send(p *ipv4.PacketConn, id, seq, round int) {
 			return
 		}
 		control = &ipv4.ControlMessage{IfIndex: i.Index}
+	}
+	if t.source.IsValid() {
+		control = &ipv4.ControlMessage{Src: t.source.AsSlice()}
 	}
 	p.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	p.WriteTo(m, control, &net.IPAddr{IP: t.addr.AsSlice()})

@@ -89,6 +89,7 @@ type Side struct {
 type Owner struct {
 	lease.Lease
 	Found   bool
+	Damaged error  // why the value of the lease cannot be used, if it is not Found
 	Command string // that shows the lease
 }
 
@@ -157,15 +158,16 @@ func (f *Facts) Role() Role {
 	return Neither
 }
 
-// local and remote return the two sides, if one is on this host.
-func (f *Facts) local() Side {
+// Near returns the side on this host, if there is one.
+func (f *Facts) Near() Side {
 	if f.Src.Here {
 		return f.Src
 	}
 	return f.Dst
 }
 
-func (f *Facts) remote() Side {
+// Far returns the other side.
+func (f *Facts) Far() Side {
 	if f.Src.Here {
 		return f.Dst
 	}

@@ -10,10 +10,10 @@ import (
 
 // incoming returns the steps of a packet from the peer to the container of this host, on this host.
 func (f *Facts) incoming(dir Direction) []Step {
-	to, from := f.local(), f.remote()
+	to, from := f.Near(), f.Far()
 	steps := []Step{f.ownerStep(dir, to)}
-	by := f.arrivesBy()
-	if f.tunnelled() {
+	by := f.LeavesBy() // routes are symmetric
+	if f.Tunnelled() {
 		if from.Owner.Value.Found {
 			steps = append(steps, f.rulesStep(dir, fmt.Sprintf("UDP port %d from %s", f.Port, from.Owner.Value.PublicIP), f.TunnelIn))
 		}
@@ -25,7 +25,7 @@ func (f *Facts) incoming(dir Direction) []Step {
 	} else {
 		steps = append(steps, forwardingStep(dir, by, f.InForwards), f.bridgeStep(dir, to, f.In, q))
 	}
-	bridge := f.bridge(to)
+	bridge := f.Bridge(to)
 	if bridge != "" {
 		if by == "" {
 			by = "the uplink"
@@ -35,14 +35,10 @@ func (f *Facts) incoming(dir Direction) []Step {
 	return append(steps, f.containerStep(dir, to)...)
 }
 
-// arrivesBy returns the device by which packets of the peer arrive, as far as that is known: the one
-// by which those to it leave.
-func (f *Facts) arrivesBy() string { return f.leavesBy() }
-
 // peerReceives returns the steps about the peer as the receiver. fault is set if something on this
 // host is wrong, which explains why it does not answer.
 func (f *Facts) peerReceives(dir Direction, fault bool) []Step {
-	to := f.remote()
+	to := f.Far()
 	if !to.Owner.Value.Found {
 		return nil
 	}
@@ -85,7 +81,7 @@ func blocking(id string) bool {
 func (f *Facts) peerSays(s Step) Step {
 	d := f.Peer.Status.Value
 	s.Command = f.Peer.Asked
-	subnet := f.remote().Owner.Value.Subnets.V4()
+	subnet := f.Far().Owner.Value.Subnets.V4()
 	switch {
 	case d.Network.CIDR != f.Network:
 		return s.unknownf("the flanneld that answers there serves another network, %s", d.Network.CIDR)
@@ -98,7 +94,7 @@ func (f *Facts) peerSays(s Step) Step {
 	}
 	for _, c := range d.Conditions {
 		if c.Severity != status.Notice && blocking(c.ID) {
-			return s.failf("flanneld doctor # on "+f.remote().Owner.Value.PublicIP.String(), "its flanneld says: %s", c.Text)
+			return s.failf("flanneld doctor # on "+f.Far().Owner.Value.PublicIP.String(), "its flanneld says: %s", c.Text)
 		}
 	}
 	s.Object += ": its flanneld says " + string(d.Verdict)
@@ -121,10 +117,10 @@ func (f *Facts) peerAnswers(s Step, fault bool) Step {
 	case fault:
 		return s.unknownf("%s, and it cannot answer pings through the overlay before the rest is mended", why)
 	case silent && before && p.PublicIP.Is && p.PublicIP.Value:
-		return s.failf("flanneld doctor # on "+f.remote().Owner.Value.PublicIP.String(),
+		return s.failf("flanneld doctor # on "+f.Far().Owner.Value.PublicIP.String(),
 			"it answered pings to %s through the overlay before, and now only at its public IP: its flanneld, its device or its packet filter is at fault; %s", p.OverlayAddr, why)
 	case silent && before:
-		return s.failf("ping -c 3 "+f.remote().Owner.Value.PublicIP.String(),
+		return s.failf("ping -c 3 "+f.Far().Owner.Value.PublicIP.String(),
 			"it answered pings to %s through the overlay before, and now neither there nor at its public IP; %s", p.OverlayAddr, why)
 	}
 	return s.unknownf("%s, and %s has never answered pings through the overlay: it may drop them", why, p.OverlayAddr)
@@ -132,7 +128,7 @@ func (f *Facts) peerAnswers(s Step, fault bool) Step {
 
 // peerSends returns the step about what the peer has for this host.
 func (f *Facts) peerSends(dir Direction, fault bool) Step {
-	from := f.remote()
+	from := f.Far()
 	s := Step{Direction: dir, At: atPeer, Object: fmt.Sprintf("entries for %s on the peer", f.Subnet)}
 	if from.Owner.Value.Found {
 		s.Object = fmt.Sprintf("entries for %s on %s", f.Subnet, from.Owner.Value.PublicIP)

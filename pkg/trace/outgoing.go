@@ -11,17 +11,17 @@ import (
 
 // outgoing returns the steps of a packet from the container of this host to the peer, on this host.
 func (f *Facts) outgoing(dir Direction) []Step {
-	from, to := f.local(), f.remote()
+	from, to := f.Near(), f.Far()
 	steps := []Step{f.ownerStep(dir, to), f.bridgeStep(dir, from, from.Delivery, host.Query{Dst: from.Addr})}
 	steps = append(steps, f.containerStep(dir, from)...)
-	bridge := f.bridge(from)
+	bridge := f.Bridge(from)
 	if bridge == "" {
 		bridge = "the bridge"
 	} else {
 		steps = append(steps, forwardingStep(dir, bridge, f.OutForwards))
 	}
-	steps = append(steps, f.rulesStep(dir, bridge+" to "+f.leavesBy(), f.OutRules))
-	if f.tunnelled() {
+	steps = append(steps, f.rulesStep(dir, bridge+" to "+f.LeavesBy(), f.OutRules))
+	if f.Tunnelled() {
 		steps = append(steps, f.deviceStep(dir))
 	}
 	steps = append(steps, f.routeStep(dir, bridge))
@@ -29,7 +29,7 @@ func (f *Facts) outgoing(dir Direction) []Step {
 	if f.Backend == "alloc" || !to.Owner.Value.Found {
 		return steps
 	}
-	if steps = append(steps, f.uplinkStep(dir)); f.tunnelled() {
+	if steps = append(steps, f.uplinkStep(dir)); f.Tunnelled() {
 		steps = append(steps, f.rulesStep(dir, fmt.Sprintf("UDP port %d to %s", f.Port, to.Owner.Value.PublicIP), f.TunnelOut))
 	}
 	return steps
@@ -38,16 +38,16 @@ func (f *Facts) outgoing(dir Direction) []Step {
 // wanted returns the route to the peer that this host should have, of several the most specific one.
 func (f *Facts) wanted() (k dataplane.RouteKey, r dataplane.Route, ok bool) {
 	for key, route := range f.Want.Value.Routes {
-		if key.Dst.Contains(f.remote().Addr) && (!ok || key.Dst.Bits() > k.Dst.Bits()) {
+		if key.Dst.Contains(f.Far().Addr) && (!ok || key.Dst.Bits() > k.Dst.Bits()) {
 			k, r, ok = key, route, true
 		}
 	}
 	return k, r, ok
 }
 
-// leavesBy returns the device by which packets to the peer should leave this host, or else the one
+// LeavesBy returns the device by which packets to the peer should leave this host, or else the one
 // by which they do.
-func (f *Facts) leavesBy() string {
+func (f *Facts) LeavesBy() string {
 	k, _, ok := f.wanted()
 	switch {
 	case ok:
@@ -60,8 +60,8 @@ func (f *Facts) leavesBy() string {
 	return f.Uplink
 }
 
-// tunnelled reports whether packets to and from the peer pass the overlay's device.
-func (f *Facts) tunnelled() bool { return f.Device != "" && f.leavesBy() == f.Device }
+// Tunnelled reports whether packets to and from the peer pass the overlay's device.
+func (f *Facts) Tunnelled() bool { return f.Device != "" && f.LeavesBy() == f.Device }
 
 // deviceStep returns the step about the overlay's device.
 func (f *Facts) deviceStep(dir Direction) Step {
@@ -94,9 +94,9 @@ func (f *Facts) start() string {
 
 // routeStep returns the step about the route to the peer's container.
 func (f *Facts) routeStep(dir Direction, bridge string) Step {
-	to, from := f.remote().Addr, f.local().Addr
+	to, from := f.Far().Addr, f.Near().Addr
 	q := host.Query{Dst: to}
-	if f.bridge(f.local()) != "" {
+	if f.Bridge(f.Near()) != "" {
 		q.Src, q.In = from, bridge
 	}
 	d := f.Out.Value
@@ -140,7 +140,7 @@ func (f *Facts) whyNoWant() string {
 		return f.Want.why().Error()
 	case f.Skipped != "":
 		return "this host leaves the peer out"
-	case !f.remote().Owner.Is:
+	case !f.Far().Owner.Is:
 		return "the leases are not known"
 	}
 	return "there is no lease of that host"
@@ -148,7 +148,7 @@ func (f *Facts) whyNoWant() string {
 
 // allocStep completes the step about the route with the backend alloc, which leaves it to others.
 func (f *Facts) allocStep(s Step) Step {
-	to := f.remote()
+	to := f.Far()
 	target := to.Addr.String()
 	if o := to.Owner.Value; o.Found {
 		target = fmt.Sprintf("%s on %s", o.Subnets, o.PublicIP)
@@ -220,7 +220,7 @@ func (f *Facts) vxlanSteps(dir Direction) []Step {
 // fdbStep returns the step about where frames for a MAC are sent.
 func (f *Facts) fdbStep(dir Direction, to dataplane.MAC) Step {
 	s := Step{Direction: dir, At: atFDB, Command: fmt.Sprintf("bridge fdb show dev %s | grep -i %s", f.Device, mac(to))}
-	peer := f.remote().Owner
+	peer := f.Far().Owner
 	right, others := false, []string{}
 	for e := range f.Have.Value.FDB {
 		switch {
@@ -272,7 +272,7 @@ func (f *Facts) nextHopStep(dir Direction, iface string, via netip.Addr) Step {
 
 // tunnelStep returns the step about the forwarding table of udp, which is inside flanneld.
 func (f *Facts) tunnelStep(dir Direction) Step {
-	o := f.remote().Owner.Value
+	o := f.Far().Owner.Value
 	s := Step{Direction: dir, At: atTunnel, Command: "flanneld status --all", Object: "forwarding table of flanneld"}
 	if o.Found {
 		s.Object += fmt.Sprintf(": %s at %s", o.Subnets, netip.AddrPortFrom(o.PublicIP, f.Port))
@@ -295,7 +295,7 @@ func (f *Facts) tunnelStep(dir Direction) Step {
 
 // uplinkStep returns the step about how packets to the peer's public IP leave.
 func (f *Facts) uplinkStep(dir Direction) Step {
-	to := f.remote().Owner.Value.PublicIP
+	to := f.Far().Owner.Value.PublicIP
 	d := f.Outer.Value
 	s := Step{Direction: dir, At: atUplink, Object: d.Text(to), Command: "ip route get " + to.String()}
 	if !f.Outer.Is {

@@ -19,6 +19,8 @@ func (f *Facts) ownerStep(dir Direction, side Side) Step {
 	case !side.Owner.Is:
 		s.Object = "lease with " + side.Addr.String()
 		return s.unknownf("the leases are not known: %v", side.Owner.why())
+	case !o.Found && o.Damaged != nil:
+		return s.failf("", "the lease with %s cannot be used: %v; a daemon that runs there writes it again when it is deleted", side.Addr, o.Damaged)
 	case !o.Found && side.Here && f.Subnet.IsValid():
 		remedy := "systemctl restart flanneld"
 		if f.Daemon.Down {
@@ -86,8 +88,8 @@ func (f *Facts) delivers(d host.Decision) bool {
 	return d.Refused == "" && !d.Local && d.Iface != "" && d.Iface != f.Device && d.Iface != f.Uplink && !d.Gateway.IsValid()
 }
 
-// bridge returns the device of a container of this host, or "".
-func (f *Facts) bridge(side Side) string {
+// Bridge returns the device of a container of this host, or "".
+func (f *Facts) Bridge(side Side) string {
 	if side.Delivery.Is && f.delivers(side.Delivery.Value) {
 		return side.Delivery.Value.Iface
 	}
@@ -96,7 +98,7 @@ func (f *Facts) bridge(side Side) string {
 
 // containerStep returns the step about a container of this host, if its bridge is known.
 func (f *Facts) containerStep(dir Direction, side Side) []Step {
-	bridge := f.bridge(side)
+	bridge := f.Bridge(side)
 	if bridge == "" {
 		return nil
 	}
@@ -183,7 +185,7 @@ func (f *Facts) inside(dir Direction) []Step {
 	}
 	steps := []Step{f.bridgeStep(dir, from, from.Delivery, host.Query{Dst: from.Addr})}
 	steps = append(steps, f.containerStep(dir, from)...)
-	a, b := f.bridge(from), f.bridge(to)
+	a, b := f.Bridge(from), f.Bridge(to)
 	if a != "" && a != b {
 		steps = append(steps, forwardingStep(dir, a, forwards))
 		steps = append(steps, f.bridgeStep(dir, to, decided, host.Query{Dst: to.Addr, Src: from.Addr, In: a}))

@@ -124,12 +124,12 @@ func Walk(f Facts) Trace {
 	case Neither:
 		t.Steps = f.leasesOnly()
 	}
-	t.judge()
+	t.judge(f.Subnet)
 	return t
 }
 
-// judge sets the verdict and the reason.
-func (t *Trace) judge() {
+// judge sets the verdict and the reason. own is this host's subnet.
+func (t *Trace) judge(own netip.Prefix) {
 	for _, s := range t.Steps {
 		switch {
 		case s.wrong():
@@ -139,7 +139,10 @@ func (t *Trace) judge() {
 			t.Verdict, t.Reason = Unknown, s.At+": "+s.Reason
 		}
 	}
-	if t.Role == Neither {
+	switch {
+	case t.Role == Neither && !own.IsValid():
+		t.Verdict, t.Reason = Unknown, "this host's subnet is not known"
+	case t.Role == Neither:
 		t.Verdict, t.Reason = Unknown, "neither address is in this host's subnet: this is what its leases say; run the trace on one of the two hosts"
 	}
 }
