@@ -24,6 +24,7 @@ type subcommand struct {
 var subcommands = []subcommand{
 	{"status", newStatus, "show whether the network of this host is healthy"},
 	{"doctor", newDoctor, "find out why containers do not reach each other"},
+	{"trace", newTrace, "follow a packet between two containers"},
 	{"plan", newPlan, "print what flanneld would change now, as commands"},
 	{"config", newConfig, "show, check or change the network config"},
 	{"leases", newLeases, "list, reserve or release leases"},

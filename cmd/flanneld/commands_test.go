@@ -59,19 +59,20 @@ func TestCommandsBelowOthersHaveHelp(t *testing.T) {
 // TestBadArgumentsOfOperators: they are refused before etcd is asked.
 func TestBadArgumentsOfOperators(t *testing.T) {
 	for args, want := range map[string]string{
-		"config":                                         "must be followed by get, set or check",
-		"config put x":                                   `unknown command "put": must be get, set or check`,
-		"config chekc":                                   "; did you mean check?",
-		"config get x":                                   `unexpected argument "x"`,
-		"config set a b":                                 `unexpected argument "b"`,
-		"config set /nonexistent/x":                      "no such file or directory",
-		"config set -etcd-api=v9 /dev/null":              "must be complete JSON",
-		"config check -yes":                              "unknown flag -yes",
-		"leases release":                                 "SUBNET: must be an IPv4 subnet",
-		"leases release 10.42.9.1/24":                    `SUBNET: "10.42.9.1/24": must be an IPv4 subnet such as 10.42.9.0/24`,
-		"leases release fd00::/64":                       `must be an IPv4 subnet`,
-		"leases reserve":                                 "SUBNET: must be an IPv4 subnet",
-		"leases reserve 10.42.9.0/24 x":                  `unexpected argument "x"`,
+		"config":                            "must be followed by get, set or check",
+		"config put x":                      `unknown command "put": must be get, set or check`,
+		"config chekc":                      "; did you mean check?",
+		"config get x":                      `unexpected argument "x"`,
+		"config set":                        "FILE: must be the path of a network config",
+		"config set a b":                    `unexpected argument "b"`,
+		"config set /nonexistent/x":         "no such file or directory",
+		"config set -etcd-api=v9 /dev/null": "must be complete JSON",
+		"config check -yes":                 "unknown flag -yes",
+		"leases release":                    "SUBNET: must be an IPv4 subnet",
+		"leases release 10.42.9.1/24":       `SUBNET: "10.42.9.1/24": must be an IPv4 subnet such as 10.42.9.0/24`,
+		"leases release fd00::/64":          `must be an IPv4 subnet`,
+		"leases reserve":                    "SUBNET: must be an IPv4 subnet",
+		"leases reserve 10.42.9.0/24 x":     `unexpected argument "x"`,
 		"leases reserve 10.42.9.0/24 -public-ip=host1":   `--public-ip: "host1": must be an IPv4 address such as`,
 		"leases reserve 10.42.9.0/24 -public-ip 0.0.0.0": `--public-ip: "0.0.0.0"`,
 		"leases list -etcd-api=v9":                       `--etcd-api: "v9": must be auto, v2 or v3`,
@@ -124,7 +125,7 @@ func badUsage(command string) int {
 }
 
 func TestUnknownCommands(t *testing.T) {
-	names := "status, doctor, plan, config, leases, cleanup, completion or man"
+	names := "status, doctor, trace, plan, config, leases, cleanup, completion or man"
 	for _, args := range [][]string{{"statsu"}, {"Status"}, {"help", "statsu"}, {"/usr/bin/flanneld", "run"}, {"stat", "us"}} {
 		word := args[len(args)-1]
 		if args[0] == "stat" {
@@ -190,7 +191,7 @@ func TestStatusThatCannotBeAsked(t *testing.T) {
 // TestCompletions: what the shells ask for, with one dash and with two.
 func TestCompletions(t *testing.T) {
 	for words, want := range map[string]string{
-		"st": "status", "c": "cleanup completion config", "config ": "check get set", "config se": "set", "config set -y": "-yes", "leases release --y": "--yes", "leases reserve -p": "-public-ip", "leases list -etcd-api v": "v2 v3", "-etcd-pr": "-etcd-prefix", "--etcd-pr": "--etcd-prefix", "status -j": "-json", "status --w": "--watch",
+		"st": "status", "c": "cleanup completion config", "config ": "check get set", "config se": "set", "config set -y": "-yes", "leases release --y": "--yes", "leases reserve -p": "-public-ip", "leases list -etcd-api v": "v2 v3", "-etcd-pr": "-etcd-prefix", "--etcd-pr": "--etcd-prefix", "status -j": "-json", "trace -proto ": "icmp tcp udp", "trace 10.42.7.2 -j": "-json", "trace ": "", "status --w": "--watch",
 		"completion ": "bash zsh fish", "completion b": "bash", "cleanup -d": "-dry-run", "man x": "", "status -subnet-file /e": "", "no such": "",
 		"-etcd-api ": "auto v2 v3", "doctor -etcd-api=v": "v2 v3", "-iface l": "lo", "-etcd-prefix ": "",
 	} {

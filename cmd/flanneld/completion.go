@@ -84,6 +84,8 @@ func completeValues(c *cobra.Command) {
 			return
 		case f.Name == "etcd-api":
 			values = func() []string { return []string{"auto", "v2", "v3"} }
+		case f.Name == "proto":
+			values = func() []string { return []string{"icmp", "tcp", "udp"} }
 		case f.Name == "iface":
 			values = interfaces
 		default:

@@ -66,7 +66,7 @@ func newDoctor(in *invocation) *cobra.Command {
 
 // run runs the checks and writes what was asked for.
 func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io.Writer) int {
-	settings, err := o.settings(ctx, env)
+	settings, err := o.doctorSettings(ctx, env)
 	if err != nil {
 		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
 		return doctorUsage
@@ -124,9 +124,9 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 	return doctorFine
 }
 
-// settings returns the settings of this host's daemon.
-func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Options, error) {
-	cl, source, err := o.overrides.settings(ctx, env)
+// doctorSettings returns the settings of this host's daemon that the doctor needs.
+func (o overrides) doctorSettings(ctx context.Context, env []string) (doctor.Options, error) {
+	cl, source, err := o.settings(ctx, env)
 	if err != nil {
 		return doctor.Options{}, err
 	}
@@ -138,6 +138,7 @@ func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Opti
 		DomainErr:   unresolved,
 		RenewMargin: cl.options.RenewMargin, Secrets: []string{o.daemon.options.Etcd.Password},
 		Etcd: cl.options.Etcd, API: cl.options.EtcdAPI, Uplink: cl.options.Uplink, SubnetFile: cl.options.SubnetFile, Domain: cl.options.EtcdDomain, Source: source,
+		Status: cl.options.Status,
 	}, nil
 }
 

@@ -115,9 +115,15 @@ func pathFaults() []fault {
 // may drop pings.
 func (c *faultCluster) probed() {
 	c.t.Helper()
+	c.probedBy(c.h)
+}
+
+// probedBy waits until the only other host has answered a probe of a host.
+func (c *faultCluster) probedBy(h *lab.Host) {
+	c.t.Helper()
 	answered := regexp.MustCompile(`"rtt_ms": *[0-9]`)
 	c.within(20*time.Second, "an answer to a probe", func() error {
-		if out, _ := c.runDoctor(c.h, "status", "--json", "-subnet-file="+c.h.SubnetFile); !answered.Match(out) {
+		if out, _ := c.runDoctor(h, "status", "--json", "-subnet-file="+h.SubnetFile); !answered.Match(out) {
 			return errors.New(string(out))
 		}
 		return nil
