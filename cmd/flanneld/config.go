@@ -156,10 +156,10 @@ etcd does not answer; a FILE is validated in any case.`}
 
 func newConfigSet(in *invocation) *cobra.Command {
 	yes := false
-	c := &cobra.Command{Use: "set [--flag=value]... FILE", Short: "write the network config", Args: oneFile, Long: `flanneld config set writes the network config in FILE to etcd, if it is valid. "-" is standard input.
-It shows the difference from the one in etcd, and what it means for the hosts. If hosts have to be
-restarted, or get other subnets, it asks; where it cannot ask, it needs --yes. Nothing is written if
-the config in etcd has changed in between.
+	c := &cobra.Command{Use: "set [--flag=value]... [FILE]", Short: "write the network config", Args: optionalFile, Long: `flanneld config set writes the network config in FILE to etcd, if it is valid. "-", or no FILE, is
+standard input. It shows the difference from the one in etcd, and what it means for the hosts. If
+hosts have to be restarted, or get other subnets, it asks; where it cannot ask, it needs --yes.
+Nothing is written if the config in etcd has changed in between.
 
   flanneld config set network.json
   flanneld config set --yes network.json
@@ -167,22 +167,22 @@ the config in etcd has changed in between.
 Exit code: 0 if etcd has the config, 1 if it was not written because it is invalid or dangerous or
 because another one was written meanwhile, 2 for a bad command line, 3 if etcd does not answer.`}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask before a dangerous change")
-	return in.operate(c, "config set", func(o *operatorCommand, args []string) error { return o.set(args[0], yes) })
+	return in.operate(c, "config set", func(o *operatorCommand, args []string) error {
+		if len(args) == 0 {
+			if isTerminal(o.stdin) {
+				return usageError{errNoFile}
+			}
+			args = []string{"-"}
+		}
+		return o.set(args[0], yes)
+	})
 }
 
-// oneFile and optionalFile are the Args of commands with a file.
-func oneFile(_ *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return errors.New("FILE: must be the path of a network config, or - for standard input")
-	}
-	return strayArgument(args[1:])
-}
+var errNoFile = errors.New("FILE: must be the path of a network config, or - for standard input")
 
-func optionalFile(c *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	return oneFile(c, args)
+// optionalFile is the Args of a command with a file.
+func optionalFile(_ *cobra.Command, args []string) error {
+	return strayArgument(args[min(1, len(args)):])
 }
 
 // readFile reads a config.

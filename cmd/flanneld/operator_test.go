@@ -113,7 +113,7 @@ func TestOperatorCredentials(t *testing.T) {
 			errs                       string
 		}{
 			{"root", "root", password, "config get", 0, ""},
-			{"root writes", "root", password, "config set - --yes", 0, ""},
+			{"root writes", "root", password, "config set --yes", 0, ""},
 			{"a reader", "reader", password, "leases list", 0, ""},
 			{"a reader writes", "reader", password, "config set - --yes", operatorUnknown, "etcd does not permit this user to write the network config"},
 			{"a reader reserves", "reader", password, "leases reserve 10.42.9.0/24 -public-ip=192.0.2.9", operatorUnknown, "etcdctl"},
