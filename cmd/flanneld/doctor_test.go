@@ -108,6 +108,7 @@ func TestDoctorIsBounded(t *testing.T) {
 			t.Errorf("%s: first is not %s:\n%s", daemon, want, text(r))
 		}
 		t.Logf("%s", text(r))
+		c.traceIsBounded(h)
 		unpacked := t.TempDir()
 		if out, err := exec.Command("tar", "-xzf", bundle, "-C", unpacked, "--strip-components=1").CombinedOutput(); err != nil {
 			t.Fatalf("unpack the bundle: %v: %s", err, out)

@@ -62,6 +62,9 @@ func TestTraceNamesWhatIsMissing(t *testing.T) {
 			t.Parallel()
 			c := newTraceCluster(t, b.name, b.config, b.device)
 			c.wholeEverywhere("with all daemons")
+			if b.name == "vxlan" {
+				c.otherRoles()
+			}
 			c.holdRepair()
 			for _, m := range missings() {
 				if slices.Contains(strings.Fields(m.backends), b.name) {
@@ -165,6 +168,44 @@ func (c *traceCluster) wholeEverywhere(when string) {
 	})
 }
 
+// otherRoles traces between two containers of one host, also with their bridge's rules in the way,
+// and from a host that has neither.
+func (c *traceCluster) otherRoles() {
+	c.t.Helper()
+	first, second := c.containers[0].Addr, c.container(c.h).Addr
+	c.within(20*time.Second, "containers of one host", func() error {
+		if tr := c.trace(c.h, first, second); tr.Role != trace.Both || tr.Verdict != trace.OK {
+			return fmt.Errorf("%s", traceText(tr))
+		}
+		return nil
+	})
+	shell("sysctl -qw net.bridge.bridge-nf-call-iptables=1; iptables-nft -I FORWARD -i docker0 -o docker0 -p tcp --dport 80 -j DROP")(c.faultCluster)
+	if tr := c.trace(c.h, first, second, "-proto=tcp", "-port=80"); broken("rules", "new TCP packets to port 80 are dropped by rule")(tr) != nil {
+		c.t.Errorf("a rule in the way: %s", traceText(tr))
+	}
+	if tr := c.trace(c.h, first, second, "-proto=tcp", "-port=81"); tr.Verdict != trace.OK {
+		c.t.Errorf("a rule for another port: %s", traceText(tr))
+	}
+	shell("sysctl -qw net.bridge.bridge-nf-call-iptables=0; iptables-nft -D FORWARD -i docker0 -o docker0 -p tcp --dport 80 -j DROP")(c.faultCluster)
+	if tr := c.trace(c.peer, first, second); tr.Role != trace.Neither || tr.Verdict != trace.Unknown || len(tr.Steps) != 2 || !strings.Contains(tr.Steps[0].Object, c.subnet(c.h).String()) {
+		c.t.Errorf("from another host: %s", traceText(tr))
+	}
+}
+
+// traceIsBounded traces on a host whose etcd, daemon and tools hang, to a peer that is dead.
+func (c *faultCluster) traceIsBounded(h *lab.Host) {
+	c.t.Helper()
+	began := time.Now()
+	out, code := c.runDoctor(h, "trace", "--json", "-subnet-file="+h.SubnetFile, "-peer-status=172.31.201.1:9285", c.subnet(h).Addr().Next().Next().String(), "10.42.1.2")
+	var tr trace.Trace
+	if err := json.Unmarshal(out, &tr); err != nil || code != traceBroken && code != traceUnknown || tr.Role != trace.Sender {
+		c.t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+	if took := time.Since(began); took > slow(10*time.Second) {
+		c.t.Errorf("the trace took %v", took)
+	}
+}
+
 // holdRepair ends the first host's daemon, so that nothing is repaired there. That of udp carries
 // the packets, so it is only stopped while something is missing.
 func (c *traceCluster) holdRepair() {
@@ -174,6 +215,9 @@ func (c *traceCluster) holdRepair() {
 	}
 	c.must(c.h.Flanneld().Kill(c.ctx))
 	c.wholeEverywhere("without a daemon")
+	if tr := c.trace(c.h, c.containers[0].Addr, c.containers[1].Addr, "-peer-status="+c.peer.Addr.String()+":9285"); whole(tr) != nil || !strings.Contains(traceText(tr), "its flanneld says") {
+		c.t.Errorf("with -peer-status: %s", traceText(tr))
+	}
 }
 
 // text replaces what stands for names and addresses.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -83,8 +84,9 @@ func (c *collector) collect(ctx context.Context) trace.Facts {
 	}
 	c.readPeer(ctx)
 	c.readKernel()
+	packets := c.packets()
 	var together sync.WaitGroup
-	together.Go(func() { c.readRules(ctx) })
+	together.Go(func() { c.readRules(ctx, packets) })
 	together.Go(func() { c.askPeer(ctx) })
 	together.Go(func() {
 		c.ping(ctx)
@@ -257,7 +259,7 @@ func (c *collector) readKernel() {
 				side.Delivery = known(k.Decide(host.Query{Dst: side.Addr}))
 			}
 		}
-		_, err := k.Neighbor("docker0", f.Gateway)
+		_, err := net.InterfaceByName("docker0")
 		f.Docker = err == nil
 		if f.Role() == trace.Both {
 			c.readInside(k)

@@ -53,12 +53,10 @@ func (f *packetKinds) follow(chains []firewall.BaseChain) error {
 }
 
 // readRules follows the packets through the rules of this host.
-func (c *collector) readRules(ctx context.Context) {
+func (c *collector) readRules(ctx context.Context, packets packetKinds) {
 	f := &c.f
-	var packets packetKinds
 	legacy, unread := c.in.Legacy.Get(ctx)
 	rules := newInput(ctx, "packet filter rules", localLimit, func(ctx context.Context) (struct{}, error) {
-		packets = c.packets()
 		var k nftables.Keeper
 		defer k.Close()
 		err := k.View(ctx, firewall.IPv4, func(chains []firewall.BaseChain) error {

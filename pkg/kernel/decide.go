@@ -37,8 +37,11 @@ func (k *Kernel) Decide(q host.Query) (d host.Decision, err error) {
 	if d.Refused = refusal(err); d.Refused != "" {
 		return d, nil
 	}
-	if err != nil || len(b) < unix.SizeofRtMsg {
-		return d, fmt.Errorf("find route to %s: %w", q, errors.Join(err))
+	if err == nil && len(b) < unix.SizeofRtMsg {
+		err = unix.EPROTO
+	}
+	if err != nil {
+		return d, fmt.Errorf("find route to %s: %w", q, err)
 	}
 	var e routeEntry
 	_, table := e.parseAttrs(b)

@@ -61,7 +61,7 @@ func (f *Facts) peerReceives(dir Direction, fault bool) []Step {
 			s = s.ok()
 		}
 	default:
-		c = c.unknownf("%s does not answer pings: it does not exist, or drops them", to.Addr)
+		c = c.unknownf("%s does not answer pings: it does not exist, its host does not pass them to it, or it drops them; run the trace on %s", to.Addr, to.Owner.Value.PublicIP)
 	}
 	return []Step{s, c}
 }
