@@ -137,20 +137,7 @@ etcd does not answer; a FILE is validated in any case.`}
 		if len(args) == 0 {
 			return o.checkStored()
 		}
-		after, err := o.readFile(args[0])
-		if err != nil {
-			return err
-		}
-		if err := o.validate(after); err != nil {
-			return err
-		}
-		n, err := o.open()
-		if err != nil {
-			return err
-		}
-		defer n.Close()
-		_, err = o.compare(n, after)
-		return err
+		return o.propose(args[0], func(*operator.Network, []byte, configdiff.Report) error { return nil })
 	})
 }
 
@@ -260,8 +247,8 @@ func (o *operatorCommand) compare(n *operator.Network, after []byte) (configdiff
 	return r, nil
 }
 
-// set writes a config.
-func (o *operatorCommand) set(path string, yes bool) error {
+// propose validates the config in a file, prints what it would change, and calls then.
+func (o *operatorCommand) propose(path string, then func(n *operator.Network, after []byte, r configdiff.Report) error) error {
 	after, err := o.readFile(path)
 	if err != nil {
 		return err
@@ -275,19 +262,29 @@ func (o *operatorCommand) set(path string, yes bool) error {
 	}
 	defer n.Close()
 	r, err := o.compare(n, after)
-	if err != nil || len(r.Diff) == 0 {
+	if err != nil {
 		return err
 	}
-	if r.Dangerous() && !yes {
-		if err := o.confirm(path == "-"); err != nil {
+	return then(n, after, r)
+}
+
+// set writes a config.
+func (o *operatorCommand) set(path string, yes bool) error {
+	return o.propose(path, func(n *operator.Network, after []byte, r configdiff.Report) error {
+		if len(r.Diff) == 0 {
+			return nil
+		}
+		if r.Dangerous() && !yes {
+			if err := o.confirm(path == "-"); err != nil {
+				return err
+			}
+		}
+		if err := n.Write(o.ctx, after); err != nil {
 			return err
 		}
-	}
-	if err := n.Write(o.ctx, after); err != nil {
-		return err
-	}
-	fmt.Fprintln(o.stdout, "written")
-	return nil
+		fmt.Fprintln(o.stdout, "written")
+		return nil
+	})
 }
 
 // confirm asks whether to write a dangerous config.
