@@ -18,7 +18,6 @@ import (
 type traceCluster struct {
 	*faultCluster
 	backend, device string
-	down            bool // the first host's daemon does not run
 }
 
 // missing is something that is taken from a host whose daemon does not repair it.

@@ -271,14 +271,14 @@ func (c *collector) readKernel() {
 		}
 		f.Have = known(k.Snapshot(scope))
 		local, remote := f.Near().Addr, f.Far().Addr
-		bridge, by := f.Bridge(f.Near()), f.LeavesBy()
+		bridge := f.Bridge(f.Near())
 		out := host.Query{Dst: remote}
 		if bridge != "" {
 			out.Src, out.In = local, bridge
 			f.OutForwards = forwards(k, bridge)
 		}
 		f.Out = known(k.Decide(out))
-		if by = f.LeavesBy(); by != "" { // it may depend on Out
+		if by := f.LeavesBy(); by != "" { // it may depend on Out
 			f.In = known(k.Decide(host.Query{Dst: local, Src: remote, In: by}))
 			f.InForwards = forwards(k, by)
 		}

@@ -184,7 +184,7 @@ func (k *keeper) Plan(_ context.Context, r firewall.Ruleset) ([]firewall.Change,
 	if k.err != nil {
 		return nil, k.err
 	}
-	r, change := k.difference(r)
+	_, change := k.difference(r)
 	if change == "" {
 		return nil, nil
 	}
