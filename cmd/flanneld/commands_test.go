@@ -65,7 +65,7 @@ func TestBadArgumentsOfOperators(t *testing.T) {
 		"config get x":                                   `unexpected argument "x"`,
 		"config set a b":                                 `unexpected argument "b"`,
 		"config set /nonexistent/x":                      "no such file or directory",
-		"config set -etcd-api=v9 /dev/null":              "must be complete JSON",
+		"config set -etcd-api=v9 /dev/null":              "must be a JSON object, and is empty",
 		"config check -yes":                              "unknown flag -yes",
 		"leases release":                                 "SUBNET: must be an IPv4 subnet",
 		"leases release 10.42.9.1/24":                    `SUBNET: "10.42.9.1/24": must be an IPv4 subnet such as 10.42.9.0/24`,

@@ -192,15 +192,15 @@ func (o *operatorCommand) readFile(path string) ([]byte, error) {
 
 // validate prints everything that is wrong with a config.
 func (o *operatorCommand) validate(config []byte) error {
-	problems, ignored := operator.Validate(config)
+	problems, warnings := operator.Validate(config)
 	for _, err := range problems {
 		fmt.Fprintf(o.stderr, "%s: %s\n", o.name, status.Clean(err.Error()))
 	}
 	if len(problems) > 0 {
 		return exitCode(operatorRefused)
 	}
-	for _, key := range ignored {
-		fmt.Fprintf(o.stderr, "%s: warning: %s is not known, and ignored\n", o.name, status.Clean(key))
+	for _, text := range warnings {
+		fmt.Fprintf(o.stderr, "%s: warning: %s\n", o.name, status.Clean(text))
 	}
 	return nil
 }

@@ -41,8 +41,9 @@ func newBackend(c netconf.Config) (Backend, error) {
 }
 
 // Problems returns everything that is wrong with a network config. Its first error is that of
-// ParseNetwork, without the words that the config is meant. ignored has the keys that are not known.
-func Problems(raw []byte) (all []error, ignored []string) {
+// ParseNetwork, without the words that the config is meant. warnings are about keys of a valid config
+// that probably do not do what is meant.
+func Problems(raw []byte) (all []error, warnings []string) {
 	c, err := netconf.Read(raw)
 	if c.Fields == nil {
 		return []error{err}, nil
@@ -50,7 +51,15 @@ func Problems(raw []byte) (all []error, ignored []string) {
 	if _, err := newBackend(c); err != nil && c.Fields.Err() == nil {
 		return []error{err}, nil
 	}
-	return c.Fields.All(), append(c.Fields.Ignored(), c.Backend.Ignored()...)
+	for _, f := range []*netconf.Fields{c.Fields, c.Backend} {
+		for _, key := range f.Ignored() {
+			warnings = append(warnings, key+" is not known, and ignored")
+		}
+		for _, key := range f.Repeated() {
+			warnings = append(warnings, key+" is there more than once; the last one counts")
+		}
+	}
+	return c.Fields.All(), warnings
 }
 
 // Equal reports whether two configs are equivalent.

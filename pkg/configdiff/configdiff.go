@@ -28,7 +28,7 @@ type Input struct {
 // Report is the result of a comparison.
 type Report struct {
 	Problems []error  // why After is invalid; the rest is empty then, but for Diff
-	Ignored  []string // keys of After that are not known
+	Warnings []string // about keys of After
 	Diff     []Line   // empty if the text is the same
 	Effects  []Effect
 }
@@ -47,7 +47,7 @@ func (r Report) Dangerous() bool {
 // Compare compares two network configs.
 func Compare(in Input) Report {
 	r := Report{Diff: diff(in.Before, in.After)}
-	if r.Problems, r.Ignored = backend.Problems(in.After); len(r.Problems) > 0 {
+	if r.Problems, r.Warnings = backend.Problems(in.After); len(r.Problems) > 0 {
 		return r
 	}
 	after, err := backend.ParseNetwork(in.After)
@@ -115,7 +115,8 @@ func choiceText(c netconf.Choice) string {
 func (e *effects) leases() {
 	var renumbered, ignored []string
 	hosts := 0
-	for _, l := range e.Leases {
+	all := slices.SortedFunc(slices.Values(e.Leases), func(a, b lease.Lease) int { return a.Subnets.V4().Compare(b.Subnets.V4()) })
+	for _, l := range all {
 		if l.Leaving {
 			continue
 		}
@@ -129,8 +130,8 @@ func (e *effects) leases() {
 		}
 	}
 	if n := len(renumbered); n > 0 {
-		e.add(true, "%s outside the subnets of this config: %s; the host gets another subnet when flanneld restarts there, and its containers must be restarted",
-			count(n, "lease is", "leases are"), examples(renumbered))
+		e.add(true, "%s outside the subnets of this config: %s; %s when flanneld restarts there, and %s containers must be restarted",
+			count(n, "lease is", "leases are"), examples(renumbered), plural(n, "the host gets another subnet", "the hosts get other subnets"), plural(n, "its", "their"))
 	}
 	if n := len(ignored); n > 0 {
 		e.add(true, "%s outside the subnets of this config, and will be ignored: %s", count(n, "reservation is", "reservations are"), examples(ignored))
@@ -174,11 +175,14 @@ func (e *effects) addresses() {
 }
 
 // count returns a number with its noun.
-func count(n int, one, many string) string {
+func count(n int, one, many string) string { return fmt.Sprint(n, " ", plural(n, one, many)) }
+
+// plural returns the words for one of something, or for several.
+func plural(n int, one, many string) string {
 	if n == 1 {
-		return "1 " + one
+		return one
 	}
-	return fmt.Sprint(n, " ", many)
+	return many
 }
 
 // maxExamples is how many of several objects are named.

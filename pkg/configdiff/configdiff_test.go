@@ -55,9 +55,12 @@ func TestReports(t *testing.T) {
 		{"unknown keys", hosts, stored, `{"Network":"10.42.0.0/16","SubnetLenght":24,"Backend":{"Type":"vxlan","Vnis":1}}`},
 		{"invalid", hosts, stored, `{"Network":"10.42.0.0/16","SubnetLen":99,"SubnetLeaseTTL":1,"EnableIPv6":true,"Backend":{"Type":"vxlan","VNI":-1,"Port":99999,"GBP":"x"}}`},
 		{"two invalid bounds", hosts, stored, `{"Network":"10.42.0.0/16","SubnetMin":"10.41.0.0","SubnetMax":"10.43.0.0"}`},
+		{"repeated keys", hosts, stored, `{"Network":"10.42.0.0/16","network":"10.42.0.0/16","Backend":{"Type":"udp","type":"vxlan","VNI":1,"VNI":1}}`},
 		{"no JSON", hosts, stored, `Network: 10.42.0.0/16`},
 		{"nothing", hosts, stored, ``},
 		{"an unknown type", hosts, stored, `{"Network":"10.42.0.0/29","Backend":{"Type":"pigeon"}}`},
+		{"a comma too many", hosts, stored, "{\n\t\"Network\": \"10.42.0.0/16\",\n}"},
+		{"instead of one that the original cannot read", hosts, "\ufeff" + stored, stored},
 		{"instead of an invalid one", hosts, "nonsense\nof two lines", stored},
 	} {
 		in := Input{After: []byte(c.after), Leases: c.leases, Needed: map[string]bool{"10.42.2.9": true, "etcd.example": true}}
@@ -72,8 +75,8 @@ func TestReports(t *testing.T) {
 		for _, err := range r.Problems {
 			fmt.Fprintf(&all, "invalid: %v\n", err)
 		}
-		for _, key := range r.Ignored {
-			fmt.Fprintf(&all, "ignored: %s\n", key)
+		for _, text := range r.Warnings {
+			fmt.Fprintf(&all, "warning: %s\n", text)
 		}
 		for _, e := range r.Effects {
 			fmt.Fprintf(&all, "%s: %s\n", map[bool]string{true: "dangerous", false: "note"}[e.Dangerous], e.Text)
@@ -81,6 +84,20 @@ func TestReports(t *testing.T) {
 		all.WriteString("\n")
 	}
 	golden.Equal(t, "testdata/reports.txt", all.String())
+}
+
+// TestDeepConfigIsShort: what is shown of a config is about as long as the config.
+func TestDeepConfigIsShort(t *testing.T) {
+	deep := []byte(`{"Network":"10.42.0.0/16","x":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + "}")
+	for _, in := range []Input{{Before: deep, After: []byte(stored)}, {Before: []byte(stored), After: deep}} {
+		shown := 0
+		for _, l := range Compare(in).Diff {
+			shown += len(l.Text)
+		}
+		if most := len(in.Before) + len(in.After); shown > 2*most {
+			t.Errorf("%d bytes are shown of %d", shown, most)
+		}
+	}
 }
 
 // TestDiffIsApplied: the lines that are kept and removed are the old text, those that are kept and

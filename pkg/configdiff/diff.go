@@ -90,11 +90,15 @@ func changed(a, b []string) (all []Line) {
 	return all
 }
 
+// maxDepth limits the nesting of JSON that is indented, whose length grows with its square.
+const maxDepth = 100
+
 // lines returns a config as lines: JSON with one line for each value, without the commas between
-// them, and other text as it is.
+// them, and other text as it is. A byte order mark is a difference, because the original cannot read
+// it.
 func lines(config []byte) []string {
 	var b bytes.Buffer
-	if json.Indent(&b, bytes.TrimSpace(bytes.TrimPrefix(config, []byte("\ufeff"))), "", "  ") != nil {
+	if depth(config) > maxDepth || json.Indent(&b, bytes.TrimSpace(config), "", "  ") != nil {
 		b.Reset()
 		b.Write(config)
 	}
@@ -103,4 +107,19 @@ func lines(config []byte) []string {
 		return nil
 	}
 	return strings.Split(strings.ReplaceAll(text, ",\n", "\n"), "\n")
+}
+
+// depth returns the nesting of JSON, or more if there are brackets in strings.
+func depth(text []byte) (deepest int) {
+	now := 0
+	for _, c := range text {
+		switch c {
+		case '[', '{':
+			now++
+			deepest = max(deepest, now)
+		case ']', '}':
+			now--
+		}
+	}
+	return deepest
 }

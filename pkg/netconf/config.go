@@ -72,6 +72,10 @@ func Read(raw []byte) (c Config, err error) {
 	if c.network(f); f.Err() == nil {
 		c.subnets(f)
 	}
+	if f.Err() != nil { // what bounds must be depends on the others; this much does not
+		f.Addr("SubnetMin")
+		f.Addr("SubnetMax")
+	}
 	if f.Bool("EnableIPv6", false) {
 		f.Fail("EnableIPv6", "false: the overlay carries IPv4 only")
 	}

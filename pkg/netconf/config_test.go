@@ -66,11 +66,14 @@ func TestOptions(t *testing.T) {
 
 func TestParseErrors(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
-		{``, `network config: must be complete JSON`},
-		{`{"Network":"10.1.0.0/16"`, `network config: must be complete JSON`},
+		{``, `network config: must be a JSON object, and is empty`},
+		{`{"Network":"10.1.0.0/16"`, `network config: must be complete JSON, and ends too early`},
 		{"\xff\xfe{\x00}\x00", `network config: must be UTF-8, not UTF-16`},
-		{"\ufeff", `network config: must be complete JSON`},
-		{`nonsense`, `network config: must be JSON: invalid character 'o' in literal null (expecting 'u')`},
+		{"\ufeff", `network config: must be a JSON object, and is empty`},
+		{`nonsense`, `network config: must be JSON: line 1, column 2: invalid character 'o' in literal null (expecting 'u')`},
+		{"{\r\n\"Network\": \"ü\",}", `network config: must be JSON: line 2, column 16: invalid character '}' looking for beginning of object key string`},
+		{`{'Network': 1}`, `network config: must be JSON: line 1, column 2: invalid character '\'' looking for beginning of object key string`},
+		{`{"x":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`, `network config: must be JSON: line 1, column 10005: invalid character '[' exceeded max depth`},
 		{`[]`, `network config: must be a JSON object, not []`},
 		{`null`, `network config: must be a JSON object, not null`},
 		{`{"Network":"10.1.0.0/16"} {}`, `network config: must be one JSON object, without anything after it`},

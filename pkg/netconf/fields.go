@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Fields is a JSON object whose values are read one at a time, so that an error can name the field,
@@ -20,6 +21,7 @@ type Fields struct {
 	path   string // prefix of names in errors, such as "Backend."
 	values map[string]json.RawMessage
 	names  map[string]string // the keys as they are written
+	again  []string          // the keys that are there more than once, as they are written last
 	read   map[string]bool   // keys that were read
 	errs   *[]error          // shared with nested objects
 }
@@ -34,7 +36,7 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	open, err := dec.Token()
 	if err != nil {
-		return nil, jsonError(err)
+		return nil, jsonError(raw, err)
 	}
 	if open != json.Delim('{') {
 		return nil, fmt.Errorf("must be a JSON object, not %s", show(raw))
@@ -45,17 +47,20 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
-			return nil, jsonError(err)
+			return nil, jsonError(raw, err)
 		}
 		var v json.RawMessage
 		if err := dec.Decode(&v); err != nil {
-			return nil, jsonError(err)
+			return nil, jsonError(raw, err)
 		}
 		name := strings.ToLower(key.(string))
+		if _, there := f.values[name]; there {
+			f.again = append(f.again, key.(string))
+		}
 		f.values[name], f.names[name] = v, key.(string)
 	}
 	if _, err := dec.Token(); err != nil { // the closing brace
-		return nil, jsonError(err)
+		return nil, jsonError(raw, err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("must be one JSON object, without anything after it")
@@ -63,9 +68,19 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 	return f, nil
 }
 
-func jsonError(err error) error {
+// jsonError returns the error of a text that is no JSON object, with its place.
+func jsonError(raw []byte, err error) error {
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return errors.New("must be a JSON object, and is empty")
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("must be complete JSON")
+		return errors.New("must be complete JSON, and ends too early")
+	}
+	var syntax *json.SyntaxError
+	if errors.As(json.Unmarshal(raw, new(json.RawMessage)), &syntax) { // the decoder's error has no place
+		before := raw[:max(0, min(int(syntax.Offset), len(raw))-1)]
+		line := before[bytes.LastIndexByte(before, '\n')+1:]
+		err = fmt.Errorf("line %d, column %d: %w", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(line)+1, syntax)
 	}
 	return fmt.Errorf("must be JSON: %w", err)
 }
@@ -110,6 +125,15 @@ func (f *Fields) Ignored() (keys []string) {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// Repeated returns the keys that are there more than once, with the path of the object, in order.
+func (f *Fields) Repeated() (keys []string) {
+	for _, name := range f.again {
+		keys = append(keys, f.path+name)
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
 }
 
 // get returns the value, or nil if it is absent or null.

@@ -143,9 +143,9 @@ func ReadConfig(from io.Reader) ([]byte, error) {
 	return bytes.TrimSpace(bytes.TrimPrefix(raw, []byte("\ufeff"))), err
 }
 
-// Validate returns everything that is wrong with a config, as the daemon sees it, and the keys that
-// it ignores.
-func Validate(config []byte) (problems []error, ignored []string) { return backend.Problems(config) }
+// Validate returns everything that is wrong with a config, as the daemon sees it, and warnings about
+// keys that it understands in another way than they are probably meant.
+func Validate(config []byte) (problems []error, warnings []string) { return backend.Problems(config) }
 
 // Compare compares a config with the stored one, and says what it means for the hosts.
 func (n *Network) Compare(ctx context.Context, after []byte) (configdiff.Report, error) {
