@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"syscall"
+
+	"flanneld/pkg/status"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -39,6 +43,40 @@ type invocation struct {
 	env            []string
 	stdin          io.Reader
 	stdout, stderr io.Writer
+}
+
+// outputError is the error of writing the output of a command.
+type outputError struct{ error }
+
+// Unwrap returns what has failed.
+func (e outputError) Unwrap() error { return e.error }
+
+// written returns the outputError of a write, if there was an error.
+func written(err error) error {
+	if err != nil {
+		err = outputError{err}
+	}
+	return err
+}
+
+func printText(out io.Writer, text string) error {
+	_, err := io.WriteString(out, text)
+	return written(err)
+}
+
+func printJSON(out io.Writer, v any) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return written(e.Encode(v))
+}
+
+// complain prints an error of a command. A reader of the output that has gone, such as head, wants to
+// know no more.
+func complain(stderr io.Writer, name string, err error) {
+	if errors.As(err, &outputError{}) && errors.Is(err, syscall.EPIPE) {
+		return
+	}
+	fmt.Fprintf(stderr, "%s: %s\n", name, status.Line(err))
 }
 
 // exitCode is the error of a command that has said what is wrong, or that found a bad state.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -59,13 +58,21 @@ func (o *operatorCommand) result(err error) error {
 	switch {
 	case err == nil, errors.As(err, &code), errors.As(err, &usageError{}):
 		return err
-	case errors.As(err, &operator.RefusedError{}):
+	case errors.As(err, &operator.RefusedError{}), errors.As(err, &outputError{}):
 		code = operatorRefused
 	default:
 		code = operatorUnknown
 	}
-	fmt.Fprintf(o.stderr, "%s: %s\n", o.name, status.Clean(err.Error()))
+	complain(o.stderr, o.name, err)
 	return code
+}
+
+// report complains about an error of the output of a command that changes something. Its exit code says
+// what is in etcd, not who has read this.
+func (o *operatorCommand) report(err error) {
+	if err != nil {
+		complain(o.stderr, o.name, err)
+	}
 }
 
 // usageError is the error of a bad command line.
@@ -112,16 +119,16 @@ Exit code: 0, 1 if there is no config, 2 for a bad command line, 3 if etcd does 
 }
 
 // printConfig prints a config as it is, but for what a terminal might interpret.
-func (o *operatorCommand) printConfig(raw []byte) (err error) {
-	raw = append(bytes.TrimRight(raw, "\n"), '\n')
-	if !isTerminal(o.stdout) {
-		_, err = o.stdout.Write(raw)
-		return err
+func (o *operatorCommand) printConfig(raw []byte) error {
+	text := strings.TrimRight(string(raw), "\n") + "\n"
+	if isTerminal(o.stdout) {
+		var b strings.Builder
+		for line := range strings.Lines(text) {
+			b.WriteString(status.Clean(strings.ReplaceAll(strings.TrimRight(line, "\r\n"), "\t", "    ")) + "\n")
+		}
+		text = b.String()
 	}
-	for line := range strings.Lines(string(raw)) {
-		_, err = fmt.Fprintln(o.stdout, status.Clean(strings.ReplaceAll(strings.TrimRight(line, "\r\n"), "\t", "    ")))
-	}
-	return err
+	return printText(o.stdout, text)
 }
 
 func newConfigCheck(in *invocation) *cobra.Command {
@@ -131,13 +138,15 @@ validates the config in etcd. It changes nothing.
 
   flanneld config check network.json
 
-Exit code: 0 if the config is valid, 1 if it is not or is missing, 2 for a bad command line, 3 if
+Exit code: 0 if the config is valid, 1 if it is not or cannot be read, 2 for a bad command line, 3 if
 etcd does not answer; a FILE is validated in any case.`}
 	return in.operate(c, "config check", func(o *operatorCommand, args []string) error {
 		if len(args) == 0 {
 			return o.checkStored()
 		}
-		return o.propose(args[0], func(*operator.Network, []byte, configdiff.Report) error { return nil })
+		return o.propose(args[0], func(n *operator.Network, _ []byte, r configdiff.Report) error {
+			return printText(o.stdout, comparison(n, r))
+		})
 	})
 }
 
@@ -151,8 +160,9 @@ Nothing is written if the config in etcd has changed in between.
   flanneld config set network.json
   flanneld config set --yes network.json
 
-Exit code: 0 if etcd has the config, 1 if it was not written because it is invalid or dangerous or
-because another one was written meanwhile, 2 for a bad command line, 3 if etcd does not answer.`}
+Exit code: 0 if etcd has the config, 1 if it was not written because it is invalid or dangerous, or
+FILE cannot be read, or another one was written meanwhile, 2 for a bad command line, 3 if etcd does
+not answer.`}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask before a dangerous change")
 	return in.operate(c, "config set", func(o *operatorCommand, args []string) error {
 		if len(args) == 0 {
@@ -178,14 +188,14 @@ func (o *operatorCommand) readFile(path string) ([]byte, error) {
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, usageError{err}
+			return nil, operator.RefusedError{Err: err}
 		}
 		defer f.Close()
 		from = f
 	}
 	raw, err := operator.ReadConfig(from)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("read %s: %w", path, err)}
+		return nil, operator.RefusedError{Err: err}
 	}
 	return raw, nil
 }
@@ -219,35 +229,30 @@ func (o *operatorCommand) checkStored() error {
 	if err := o.validate(raw); err != nil {
 		return err
 	}
-	fmt.Fprintf(o.stdout, "%s: valid\n", n.Where())
-	return nil
+	return printText(o.stdout, status.Clean(n.Where())+": valid\n")
 }
 
-// compare prints what a valid config would change.
-func (o *operatorCommand) compare(n *operator.Network, after []byte) (configdiff.Report, error) {
-	r, err := n.Compare(o.ctx, after)
-	if err != nil {
-		return r, err
-	}
-	fmt.Fprintln(o.stdout, status.Clean(n.Where()))
+// comparison returns the text of what a valid config would change.
+func comparison(n *operator.Network, r configdiff.Report) string {
+	var b strings.Builder
+	fmt.Fprintln(&b, status.Clean(n.Where()))
 	if len(r.Diff) == 0 {
-		fmt.Fprintln(o.stdout, "no difference")
-		return r, nil
+		return b.String() + "no difference\n"
 	}
 	for _, l := range r.Diff {
-		fmt.Fprintf(o.stdout, "%c %s\n", l.Op, status.Clean(l.Text))
+		fmt.Fprintf(&b, "%c %s\n", l.Op, status.Clean(l.Text))
 	}
 	for _, e := range r.Effects {
 		word := "note"
 		if e.Dangerous {
 			word = "warning"
 		}
-		fmt.Fprintf(o.stdout, "%s: %s\n", word, status.Clean(e.Text))
+		fmt.Fprintf(&b, "%s: %s\n", word, status.Clean(e.Text))
 	}
-	return r, nil
+	return b.String()
 }
 
-// propose validates the config in a file, prints what it would change, and calls then.
+// propose validates the config in a file, and calls then with what it would change.
 func (o *operatorCommand) propose(path string, then func(n *operator.Network, after []byte, r configdiff.Report) error) error {
 	after, err := o.readFile(path)
 	if err != nil {
@@ -261,7 +266,7 @@ func (o *operatorCommand) propose(path string, then func(n *operator.Network, af
 		return err
 	}
 	defer n.Close()
-	r, err := o.compare(n, after)
+	r, err := n.Compare(o.ctx, after)
 	if err != nil {
 		return err
 	}
@@ -271,6 +276,7 @@ func (o *operatorCommand) propose(path string, then func(n *operator.Network, af
 // set writes a config.
 func (o *operatorCommand) set(path string, yes bool) error {
 	return o.propose(path, func(n *operator.Network, after []byte, r configdiff.Report) error {
+		o.report(printText(o.stdout, comparison(n, r)))
 		if len(r.Diff) == 0 {
 			return nil
 		}
@@ -282,7 +288,7 @@ func (o *operatorCommand) set(path string, yes bool) error {
 		if err := n.Write(o.ctx, after); err != nil {
 			return err
 		}
-		fmt.Fprintln(o.stdout, "written")
+		o.report(printText(o.stdout, "written\n"))
 		return nil
 	})
 }

@@ -114,8 +114,8 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 	default:
 		err = style.Text(stdout, report)
 	}
-	if err = errors.Join(unwritten, err); err != nil {
-		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
+	if err = errors.Join(unwritten, written(err)); err != nil {
+		complain(stderr, "flanneld doctor", err)
 		return doctorFailed
 	}
 	if report.Failed() {

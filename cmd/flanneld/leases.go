@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 
@@ -43,11 +41,13 @@ Exit code: 0, 2 for a bad command line, 3 if etcd does not answer.`}
 		if err != nil {
 			return err
 		}
+		if _, err := n.Config(); err != nil && len(all.Leases) == 0 {
+			complain(o.stderr, o.name+": warning", err)
+		}
 		if asJSON {
 			return printJSON(o.stdout, all)
 		}
-		_, err = io.WriteString(o.stdout, all.Text(status.Style{Aligned: isTerminal(o.stdout) && os.Getenv("TERM") != "dumb"}))
-		return err
+		return printText(o.stdout, all.Text(status.Style{Aligned: isTerminal(o.stdout) && os.Getenv("TERM") != "dumb"}))
 	})
 }
 
@@ -126,8 +126,15 @@ func (o *operatorCommand) change(asJSON bool, do func(*operator.Network) (operat
 		return err
 	}
 	if asJSON {
-		return printJSON(o.stdout, c)
+		o.report(printJSON(o.stdout, c))
+	} else {
+		o.report(printText(o.stdout, changeText(c)))
 	}
+	return nil
+}
+
+// changeText returns a change of a lease for people.
+func changeText(c operator.Change) string {
 	of := ""
 	if c.PublicIP.IsValid() {
 		of = " for " + c.PublicIP.String()
@@ -135,15 +142,9 @@ func (o *operatorCommand) change(asJSON bool, do func(*operator.Network) (operat
 			of = " of " + c.PublicIP.String()
 		}
 	}
-	fmt.Fprintf(o.stdout, "%s%s: %s\n", c.Subnet, of, c.Result)
+	text := fmt.Sprintf("%s%s: %s\n", c.Subnet, of, c.Result)
 	for _, note := range c.Notes {
-		fmt.Fprintf(o.stdout, "note: %s\n", note)
+		text += "note: " + note + "\n"
 	}
-	return nil
-}
-
-func printJSON(out io.Writer, v any) error {
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	return text
 }

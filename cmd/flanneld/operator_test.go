@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,4 +155,53 @@ func (c *cluster) runs(h *lab.Host, env []string, args ...string) (said string, 
 	code, err = p.Wait(c.ctx)
 	c.must(err)
 	return p.Logs(), code
+}
+
+// unwritable is an output that fails.
+type unwritable struct{ error }
+
+func (u unwritable) Write([]byte) (int, error) { return 0, u.error }
+
+// TestOutputThatCannotBeWritten: it is not taken for an etcd that does not answer, a reader that has
+// gone is no message, and a change that was made is a success.
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	b := newOperatorBed(t, "v3", etcdtest.StartEtcd(t))
+	b.put("config", vxlanConfig, 0)
+	for _, c := range []struct {
+		args string
+		code int
+	}{
+		{"config get", operatorRefused}, {"config check", operatorRefused}, {"config check -", operatorRefused},
+		{"leases list", operatorRefused}, {"leases list --json", operatorRefused}, {"config set --yes -", 0},
+		{"leases reserve 10.42.9.0/24 -public-ip=192.0.2.9", 0}, {"leases release 10.42.9.0/24 --yes --json", 0},
+	} {
+		for _, err := range []error{syscall.EPIPE, syscall.ENOSPC} {
+			var errs bytes.Buffer
+			in := &invocation{t.Context(), b.env, strings.NewReader(vxlanConfig), unwritable{err}, &errs}
+			want := ""
+			if c.code != 0 && err == syscall.ENOSPC {
+				want = "flanneld " + strings.Join(strings.Fields(c.args)[:2], " ") + ": no space left on device\n"
+			}
+			if code := runSubcommand(in, strings.Fields(c.args)); code != c.code || errs.String() != want && c.code != 0 {
+				t.Errorf("%s, %v: exit code %d, %q; want %d, %q", c.args, err, code, errs.String(), c.code, want)
+			}
+			if c.code == 0 {
+				break // the second time, there is nothing to do
+			}
+		}
+	}
+}
+
+// TestAnotherPrefixIsNamed: whoever forgets the prefix, or the API, is told where there is a network.
+func TestAnotherPrefixIsNamed(t *testing.T) {
+	eachOperator(t, func(t *testing.T, b *operatorBed, api string) {
+		b.put("config", vxlanConfig, 0)
+		for args, code := range map[string]int{"config get": operatorRefused, "config check": operatorRefused, "leases list": 0, "leases release 10.42.7.0/24": operatorRefused, "leases reserve 10.42.7.0/24 -public-ip=192.0.2.9": operatorRefused} {
+			_, errs, got := b.types(append(strings.Fields(args), "-etcd-prefix=/x")...)
+			want := "no network config at /x/config; there is one at " + defaultPrefix + "/config in the " + api + " API (-etcd-prefix, -etcd-api)\n"
+			if got != code || !strings.HasSuffix(errs, want) {
+				t.Errorf("%s: exit code %d, %q; want %d, %q", args, got, errs, code, want)
+			}
+		}
+	})
 }

@@ -12,7 +12,6 @@ import (
 	"flanneld/pkg/api"
 	"flanneld/pkg/daemon"
 	"flanneld/pkg/plan"
-	"flanneld/pkg/status"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -71,7 +70,7 @@ func (o *planOptions) run(in *invocation) error {
 		err = printPlan(in.stdout, doc, o.json)
 	}
 	if err != nil {
-		fmt.Fprintf(in.stderr, "flanneld plan: %s\n", status.Clean(err.Error()))
+		complain(in.stderr, "flanneld plan", err)
 		return exitCode(planUnknown)
 	}
 	switch {
@@ -88,8 +87,7 @@ func printPlan(out io.Writer, doc plan.Document, asJSON bool) error {
 	if asJSON {
 		return printJSON(out, doc)
 	}
-	_, err := io.WriteString(out, doc.Text())
-	return err
+	return printText(out, doc.Text())
 }
 
 // plan returns the daemon's plan, or that of a start.
@@ -112,7 +110,7 @@ func (o *planOptions) plan(in *invocation) (plan.Document, error) {
 	}
 	doc, err := dryRun(in.ctx, cl.options, in.stderr)
 	if err != nil {
-		return doc, fmt.Errorf("%s: %w", source, err)
+		return doc, fmt.Errorf("%w; %s", err, source)
 	}
 	if note != "" {
 		doc.Note(note)
@@ -153,7 +151,7 @@ func printDryRun(ctx context.Context, cl *commandLine, stdout, stderr io.Writer)
 		err = printPlan(stdout, doc, false)
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "flanneld: %s\n", status.Clean(err.Error()))
+		complain(stderr, "flanneld", err)
 		return 1
 	}
 	return 0

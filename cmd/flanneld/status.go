@@ -70,10 +70,10 @@ func (o *statusOptions) run(in *invocation) error {
 		}
 		var printed error
 		if err == nil {
-			printed = o.print(in.stdout, d)
+			printed = written(o.print(in.stdout, d))
 		}
 		if failed := cmp.Or(err, printed); failed != nil {
-			fmt.Fprintf(in.stderr, "flanneld status: %v\n", failed)
+			complain(in.stderr, "flanneld status", failed)
 		}
 		switch {
 		case printed != nil, err != nil && !o.watch:

@@ -128,7 +128,7 @@ func (o *traceOptions) run(ctx context.Context, in *invocation) int {
 		err = trace.Style{Color: isTerminal(in.stdout) && os.Getenv("NO_COLOR") == ""}.Text(in.stdout, t)
 	}
 	if err != nil {
-		fmt.Fprintf(in.stderr, "flanneld trace: %v\n", err)
+		complain(in.stderr, "flanneld trace", written(err))
 		return traceFailed
 	}
 	return map[trace.Verdict]int{trace.OK: traceOK, trace.Broken: traceBroken, trace.Unknown: traceUnknown}[t.Verdict]

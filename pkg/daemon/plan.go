@@ -14,6 +14,7 @@ import (
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/plan"
+	"flanneld/pkg/status"
 	"flanneld/pkg/subnetenv"
 	"flanneld/pkg/tunnel"
 )
@@ -77,7 +78,7 @@ func (w *wanted) addTo(ctx context.Context, doc *plan.Document) {
 	doc.AddChanges(changes)
 	doc.Failed("packet filter rules", err)
 	if fallback != nil {
-		doc.Note("the preferred packet filter cannot be used: " + fallback.Error())
+		doc.Note("the preferred packet filter cannot be used: " + status.Line(fallback))
 	}
 	var locked []firewall.Change
 	locked, err = w.feed.Lock.Plan(ctx, w.view)

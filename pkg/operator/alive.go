@@ -10,6 +10,7 @@ import (
 	"flanneld/pkg/api"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
+	"flanneld/pkg/status"
 	"flanneld/pkg/uplink"
 )
 
@@ -35,7 +36,7 @@ func (n *Network) alive(ctx context.Context, addr netip.Addr) string {
 			return uplink.Replies(ctx, k, inv, addr)
 		}
 	}
-	return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
+	return fmt.Sprintf("failed to check whether %s is in use: %s", addr, status.Line(err))
 }
 
 // runsHere returns evidence that flanneld runs on this host.

@@ -44,9 +44,13 @@ const (
 
 // RefusedError is the error of a change that would harm a host, that makes no sense, or for which
 // something is missing.
-type RefusedError struct{ error }
+type RefusedError struct{ Err error }
 
-func (e RefusedError) Unwrap() error { return e.error }
+// Error implements error.
+func (e RefusedError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e RefusedError) Unwrap() error { return e.Err }
 
 // Refuse returns a RefusedError with a formatted text.
 func Refuse(format string, args ...any) error { return RefusedError{fmt.Errorf(format, args...)} }
@@ -195,6 +199,9 @@ func (n *Network) Release(ctx context.Context, subnet netip.Prefix, sure bool) (
 		all = append(all, lease.Lease{Subnets: b.Subnets, Revision: b.Revision})
 	}
 	if len(all) == 0 {
+		if n.unread != nil {
+			return c, Refuse("%s is not leased; %w", subnet, n.unread)
+		}
 		return c, Refuse("%s is not leased", subnet)
 	}
 	for _, l := range all {

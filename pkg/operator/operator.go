@@ -97,8 +97,8 @@ func identity(subnetFile string) store.Identity {
 
 // choose chooses the API and reads the config.
 func (n *Network) choose(ctx context.Context) (err error) {
-	_, err = n.store.Find(ctx)
-	switch {
+	_, found := n.store.Find(ctx)
+	switch err = found; {
 	case errors.Is(err, registry.ErrNoConfig):
 		n.reg, err = n.store.Vacant()
 	case err == nil || known(err):
@@ -110,6 +110,9 @@ func (n *Network) choose(ctx context.Context) (err error) {
 	n.raw, n.revision, err = n.reg.ReadConfig(ctx)
 	if known(err) {
 		n.unread, err = err, nil
+	}
+	if errors.Is(n.unread, registry.ErrNoConfig) && errors.Is(found, registry.ErrNoConfig) {
+		n.unread = found // it also says where else there is one
 	}
 	return err
 }

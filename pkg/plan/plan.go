@@ -65,7 +65,7 @@ func (d *Document) Note(text string) { d.Notes = append(d.Notes, text) }
 // Failed adds what could not be found out, unless err is nil.
 func (d *Document) Failed(what string, err error) {
 	if err != nil {
-		d.Unknown = append(d.Unknown, what+": "+err.Error())
+		d.Unknown = append(d.Unknown, what+": "+status.Line(err))
 	}
 }
 

@@ -33,7 +33,7 @@ ip route replace 10.42.9.0/24 via 192.0.2.9 dev '$(exit 1)' proto 70
 sysctl -w net/ipv6/conf/flannel.1/accept_ra=0
 iptables -w -t filter -N FLANNEL-FWD
 # note: two\nlines; exit 1
-# unknown: packet filter rules: a\nb
+# unknown: packet filter rules: a; b
 `
 	if got := d.Text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

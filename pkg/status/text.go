@@ -307,6 +307,12 @@ func Span(d time.Duration) string {
 	return ""
 }
 
+// Line returns the text of an error as one line for a terminal. Several errors are joined by
+// semicolons.
+func Line(err error) string {
+	return Clean(strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+}
+
 // Clean returns text in which characters that a terminal might interpret are escaped. It may come
 // from other hosts.
 func Clean(s string) string {

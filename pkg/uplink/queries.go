@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/host"
@@ -131,5 +132,5 @@ func Replies(ctx context.Context, k probe.Link, inv host.Inventory, addr netip.A
 }
 
 func notProbed(addr netip.Addr, err error) string {
-	return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
+	return fmt.Sprintf("failed to check whether %s is in use: %s", addr, strings.ReplaceAll(err.Error(), "\n", "; "))
 }
