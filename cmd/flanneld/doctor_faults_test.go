@@ -176,8 +176,17 @@ func (c *faultCluster) doctor(h *lab.Host) (r doctor.Report) {
 // output and exit code.
 func (c *faultCluster) runDoctor(h *lab.Host, args ...string) (out []byte, code int) {
 	c.t.Helper()
-	path, err := built()
+	out, code, err := c.tryDoctor(h, args...)
 	c.must(err)
+	return out, code
+}
+
+// tryDoctor is runDoctor for several goroutines.
+func (c *faultCluster) tryDoctor(h *lab.Host, args ...string) (out []byte, code int, err error) {
+	path, err := built()
+	if err != nil {
+		return nil, 0, err
+	}
 	ctx, cancel := context.WithTimeout(c.ctx, slow(15*time.Second))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
@@ -192,7 +201,7 @@ func (c *faultCluster) runDoctor(h *lab.Host, args ...string) (out []byte, code 
 		return err
 	})
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() < 0 {
-		c.t.Fatalf("doctor on %s: %v: %s%s", h.Name, err, out, stderr.String())
+		return nil, 0, fmt.Errorf("doctor on %s: %w: %s%s", h.Name, err, out, stderr.String())
 	}
-	return append(out, stderr.String()...), cmd.ProcessState.ExitCode()
+	return append(out, stderr.String()...), cmd.ProcessState.ExitCode(), nil
 }

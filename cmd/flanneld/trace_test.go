@@ -1,16 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/status"
 	"flanneld/pkg/trace"
 )
 
@@ -41,7 +45,6 @@ func missings() []missing {
 		{name: "FDB entry", backends: "vxlan", take: "bridge fdb del $(bridge fdb show dev DEVICE | sed -n 's/\\(.*\\) dst PEERIP .*/\\1/p') dev DEVICE", at: "fdb", said: "the FDB entry of"},
 		{name: "forward rule", backends: "vxlan direct-routing host-gw udp alloc", take: "iptables-nft -P FORWARD DROP; iptables-nft -F FORWARD", at: "rules",
 			said: "new ICMP packets are dropped by the policy of chain FORWARD"},
-		{name: "docker0's address", backends: "vxlan direct-routing host-gw udp alloc", take: "ip addr flush dev docker0", at: "bridge", said: "no interface has an address of this host's subnet SUBNET"},
 	}
 }
 
@@ -64,6 +67,7 @@ func TestTraceNamesWhatIsMissing(t *testing.T) {
 			if b.name == "vxlan" {
 				c.otherRoles()
 			}
+			c.lacksBridge()
 			c.holdRepair()
 			for _, m := range missings() {
 				if slices.Contains(strings.Fields(m.backends), b.name) {
@@ -101,34 +105,62 @@ func newTraceCluster(t *testing.T, backend, config, device string) *traceCluster
 // trace traces on a host, from a container to another.
 func (c *traceCluster) trace(h *lab.Host, src, dst netip.Addr, flags ...string) (tr trace.Trace) {
 	c.t.Helper()
+	tr, err := c.tryTrace(h, src, dst, flags...)
+	c.must(err)
+	return tr
+}
+
+// tryTrace is trace for several goroutines.
+func (c *traceCluster) tryTrace(h *lab.Host, src, dst netip.Addr, flags ...string) (tr trace.Trace, err error) {
 	args := append([]string{"trace", "--json", "-subnet-file=" + h.SubnetFile}, flags...)
 	if p := h.Flanneld(); p.Exited() {
 		args = append(args, "-etcd-endpoints="+c.Etcd.Endpoint())
 	}
 	began := time.Now()
-	out, code := c.runDoctor(h, append(args, src.String(), dst.String())...)
+	out, code, err := c.tryDoctor(h, append(args, src.String(), dst.String())...)
+	if err != nil {
+		return tr, err
+	}
 	if err := json.Unmarshal(out, &tr); err != nil || code != map[trace.Verdict]int{trace.OK: traceOK, trace.Broken: traceBroken, trace.Unknown: traceUnknown}[tr.Verdict] {
-		c.t.Fatalf("trace on %s: exit code %d, %v: %s", h.Name, code, err, out)
+		return tr, fmt.Errorf("trace on %s: exit code %d, %v: %s", h.Name, code, err, out)
 	}
 	if took := time.Since(began); took > slow(10*time.Second) {
-		c.t.Errorf("trace on %s took %v", h.Name, took)
+		return tr, fmt.Errorf("trace on %s took %v", h.Name, took)
 	}
-	return tr
+	return tr, nil
 }
 
-// each traces on a host as the sender, and as the receiver.
-func (c *traceCluster) each(h *lab.Host, check func(trace.Trace) error) error {
+// together runs checks at the same time: a trace spends most of its time waiting for answers to
+// pings that do not come.
+func together(checks ...func() error) error {
+	errs := make([]error, len(checks))
+	var running sync.WaitGroup
+	for i, check := range checks {
+		running.Go(func() { errs[i] = check() })
+	}
+	running.Wait()
+	return errors.Join(errs...)
+}
+
+// each returns a check that traces on a host as the sender, and as the receiver.
+func (c *traceCluster) each(h *lab.Host, check func(trace.Trace) error) func() error {
 	own, other := c.containers[0].Addr, c.containers[1].Addr
 	if h == c.peer {
 		own, other = other, own
 	}
-	for _, way := range [][2]netip.Addr{{own, other}, {other, own}} {
-		tr := c.trace(h, way[0], way[1])
-		if err := check(tr); err != nil {
-			return fmt.Errorf("on %s from %s to %s: %w:\n%s", h.Name, way[0], way[1], err, traceText(tr))
+	one := func(src, dst netip.Addr) func() error {
+		return func() error {
+			tr, err := c.tryTrace(h, src, dst)
+			if err == nil {
+				err = check(tr)
+			}
+			if err != nil {
+				return fmt.Errorf("on %s from %s to %s: %w:\n%s", h.Name, src, dst, err, traceText(tr))
+			}
+			return nil
 		}
 	}
-	return nil
+	return func() error { return together(one(own, other), one(other, own)) }
 }
 
 func traceText(tr trace.Trace) string {
@@ -158,12 +190,7 @@ func broken(at, said string) func(trace.Trace) error {
 func (c *traceCluster) wholeEverywhere(when string) {
 	c.t.Helper()
 	c.within(20*time.Second, "everything is ok "+when, func() error {
-		for _, h := range c.Hosts {
-			if err := c.each(h, whole); err != nil {
-				return err
-			}
-		}
-		return nil
+		return together(c.each(c.h, whole), c.each(c.peer, whole))
 	})
 }
 
@@ -231,25 +258,63 @@ func (c *traceCluster) lacks(m missing) {
 		c.must(c.h.Flanneld().Pause())
 	}
 	c.sh(c.h, c.text(m.take))
-	remedy := c.text(m.remedy)
-	err := c.each(c.h, func(tr trace.Trace) error {
-		if m.remedy == "" {
-			remedy = tr.Remedy
+	named := c.remedyOf(m.name, broken(m.at, c.text(m.said)), func() error {
+		tr, err := c.tryTrace(c.peer, c.containers[1].Addr, c.containers[0].Addr)
+		if err == nil && tr.Verdict == trace.OK {
+			err = fmt.Errorf("on the other host, it is ok:\n%s", traceText(tr))
 		}
-		return broken(m.at, c.text(m.said))(tr)
+		return err
 	})
-	if err != nil {
-		c.t.Errorf("%s: %v", m.name, err)
-	}
-	if tr := c.trace(c.peer, c.containers[1].Addr, c.containers[0].Addr); tr.Verdict == trace.OK {
-		c.t.Errorf("%s: on the other host, it is ok:\n%s", m.name, traceText(tr))
-	}
-	c.t.Logf("%s: %s", m.name, remedy)
-	if c.sh(c.h, remedy); c.backend == "udp" {
+	if c.sh(c.h, cmp.Or(c.text(m.remedy), named)); c.backend == "udp" {
 		c.must(c.h.Flanneld().Signal(syscall.SIGCONT))
 	}
 	c.wholeEverywhere("again after " + m.name)
 	c.sh(c.h, "iptables-nft -P FORWARD ACCEPT")
+}
+
+// remedyOf traces on the first host, with another check at the same time, and returns the remedy that
+// it names as the sender and as the receiver.
+func (c *traceCluster) remedyOf(what string, check func(trace.Trace) error, other func() error) string {
+	c.t.Helper()
+	var mu sync.Mutex
+	var remedies []string
+	err := together(other, c.each(c.h, func(tr trace.Trace) error {
+		mu.Lock()
+		defer mu.Unlock()
+		remedies = append(remedies, tr.Remedy)
+		return check(tr)
+	}))
+	if err != nil {
+		c.t.Errorf("%s: %v", what, err)
+	}
+	if slices.Sort(remedies); len(slices.Compact(remedies)) != 1 {
+		c.t.Fatalf("%s: remedies %q", what, remedies)
+	}
+	c.t.Logf("%s: %s", what, remedies[0])
+	return remedies[0]
+}
+
+// lacksBridge takes docker0's address from the first host while its daemon runs, which does not
+// repair it. The other host knows it from what that daemon says, soon after the kernel's event.
+func (c *traceCluster) lacksBridge() {
+	c.t.Helper()
+	served := func(by string) func() error {
+		return func() error {
+			d, err := c.status(c.h.SubnetFile)
+			if err == nil && (d.Bridge == nil || d.Bridge.Device != by) {
+				err = fmt.Errorf("it says %+v", d.Bridge)
+			}
+			return err
+		}
+	}
+	c.within(20*time.Second, "the daemon has read docker0", served("docker0"))
+	c.sh(c.h, "ip addr flush dev docker0")
+	c.within(5*time.Second, "the daemon misses docker0's address", served(""))
+	said := c.text("its flanneld says: no interface of that host has an address of its subnet SUBNET, so it has no way to its containers")
+	remedy := c.remedyOf("docker0's address", broken("bridge", c.text("no interface has an address of this host's subnet SUBNET")), c.each(c.peer, broken("peer", said)))
+	c.sh(c.h, remedy)
+	c.within(5*time.Second, "the daemon has read docker0 again", served("docker0"))
+	c.wholeEverywhere("again with docker0's address")
 }
 
 // lacksLease deletes the lease of the first host: there it is its own, on the other one the peer's.
@@ -262,17 +327,16 @@ func (c *traceCluster) lacksLease() {
 	c.must(c.keys.Delete(c.ctx, key))
 	check := broken("lease", "this host's lease of "+c.subnet(c.h).String()+" is missing")
 	if c.backend == "udp" { // as the sender, it is first of all the daemon that is missing
-		if tr := c.trace(c.h, c.containers[1].Addr, c.containers[0].Addr); check(tr) != nil {
-			c.t.Errorf("%v:\n%s", check(tr), traceText(tr))
+		lease, tunnel := check, broken("tunnel", "flanneld is stopped by a signal")
+		check = func(tr trace.Trace) error {
+			if tr.Role == trace.Sender {
+				return tunnel(tr)
+			}
+			return lease(tr)
 		}
-		check = broken("tunnel", "flanneld is stopped by a signal")
-		if tr := c.trace(c.h, c.containers[0].Addr, c.containers[1].Addr); check(tr) != nil {
-			c.t.Errorf("%v:\n%s", check(tr), traceText(tr))
-		}
-	} else if err := c.each(c.h, check); err != nil {
-		c.t.Error(err)
 	}
-	if err := c.each(c.peer, broken("lease", "no host has a lease of a subnet with "+c.containers[0].Addr.String())); err != nil {
+	other := broken("lease", "no host has a lease of a subnet with "+c.containers[0].Addr.String())
+	if err := together(c.each(c.h, check), c.each(c.peer, other)); err != nil {
 		c.t.Error(err)
 	}
 	if c.must(c.keys.Put(c.ctx, key, lease.Value, 0)); c.backend == "udp" {
@@ -291,10 +355,8 @@ func (c *traceCluster) lacksDevice() {
 	} else {
 		c.sh(c.h, "ip link del "+c.device)
 	}
-	if err := c.each(c.h, broken("device", "it does not exist")); err != nil {
-		c.t.Error(err)
-	}
-	if err := c.each(c.peer, broken("peer", "it answered pings to "+c.subnet(c.h).Addr().String()+" through the overlay before, and now only at its public IP")); err != nil {
+	silent := broken("peer", "it answered pings to "+c.subnet(c.h).Addr().String()+" through the overlay before, and now only at its public IP")
+	if err := together(c.each(c.h, broken("device", "it does not exist")), c.each(c.peer, silent)); err != nil {
 		c.t.Error(err)
 	}
 	if c.backend == "udp" {
@@ -302,9 +364,14 @@ func (c *traceCluster) lacksDevice() {
 	}
 	c.sh(c.h, "ip link add "+c.device+" type bridge")
 	c.launch(c.h, "-status-listen=0.0.0.0:9285")
-	c.within(20*time.Second, "what the other daemon says", func() error {
-		return c.each(c.peer, broken("peer", "its flanneld says: failed to set up the overlay on this host"))
+	c.within(20*time.Second, "what the daemon says of itself", func() error {
+		d, err := c.status(c.h.SubnetFile)
+		if err == nil && !slices.ContainsFunc(d.Conditions, func(c status.Condition) bool { return strings.HasPrefix(c.ID, "base/") }) {
+			err = fmt.Errorf("it says %+v", d.Conditions)
+		}
+		return err
 	})
+	c.within(20*time.Second, "what the other daemon says", c.each(c.peer, broken("peer", "its flanneld says: failed to set up the overlay on this host")))
 	c.sh(c.h, "ip link del "+c.device)
 	c.wholeEverywhere("again with its device")
 }

@@ -1,6 +1,7 @@
 // Package checks finds problems of this host that keep the overlay from working: objects that the
 // reconciler could not create, as conditions base/..., and, once the network is ready, the
-// configuration of other programs, as conditions host/....
+// configuration of other programs, as conditions host/.... It also finds the bridge of this host's
+// containers.
 //
 // Package host defines what is a problem; this package reads the state, and adds remedies that
 // depend on more than the host. Invariant: it changes nothing, and nothing waits for it.
@@ -53,6 +54,9 @@ type Config struct {
 	Network    backend.Network
 	Masquerade bool
 	Conditions *condition.List
+	// Bridge is called after each check of a host that is ready, with what serves this host's subnet,
+	// or nil if that is unknown. It must not block.
+	Bridge func(*host.Bridge)
 	// Move returns commands that make this host lease other subnets than the given ones.
 	Move func(lease.Subnets) string
 }
@@ -183,7 +187,8 @@ func (c *Checks) check() error {
 	if !in.ready {
 		return nil
 	}
-	found, err := c.findings(in)
+	found, bridge, err := c.findings(in)
+	c.Bridge(bridge)
 	if err != nil {
 		return err
 	}
@@ -215,15 +220,17 @@ func (c *Checks) baseConditions(missing []reconcile.Missing) (now []condition.Co
 	return now
 }
 
-func (c *Checks) findings(in inputs) ([]host.Finding, error) {
+// findings returns the problems of this host, and what serves its subnet. The latter is nil if it
+// could not be read.
+func (c *Checks) findings(in inputs) ([]host.Finding, *host.Bridge, error) {
 	if in.unknown != nil {
-		return nil, in.unknown
+		return nil, nil, in.unknown
 	}
 	f := in.facts
 	o := c.overlay(f, in.view)
 	daemons, err := presence.Daemons()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, d := range daemons {
 		if d.Network != o.Network {
@@ -232,14 +239,15 @@ func (c *Checks) findings(in inputs) ([]host.Finding, error) {
 	}
 	values, err := c.kernel.Sysctls(o.CheckedSysctls(f))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := c.kernel.Surroundings(o.Relevant(), o.Devices)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	bridge := s.Bridge(o.Subnet, slices.Concat(o.Devices, []string{f.Uplink})...)
 	if d, ok, err := c.kernel.Detour(o.Container()); err != nil {
-		return nil, err
+		return nil, nil, err
 	} else if ok {
 		s.Detour = &d
 	}
@@ -249,7 +257,7 @@ func (c *Checks) findings(in inputs) ([]host.Finding, error) {
 			found[i].Command = c.Move(in.view.Own.Subnets)
 		}
 	}
-	return found, nil
+	return found, &bridge, nil
 }
 
 // overlay returns the overlay that the host's state is compared with. With backend alloc, the

@@ -33,6 +33,7 @@ type fake struct {
 	holders        []kernel.Holder
 	asked          int // for surroundings
 	opened, closed bool
+	bridges        []*host.Bridge // that were pushed
 }
 
 // change changes the fake.
@@ -89,7 +90,7 @@ func start(t *testing.T, f *fake, opens error) (*Checks, *condition.List) {
 			f.change(func() { f.opened = opens == nil })
 			return f, opens
 		},
-		Network: n, Conditions: conditions,
+		Network: n, Conditions: conditions, Bridge: func(b *host.Bridge) { f.change(func() { f.bridges = append(f.bridges, b) }) },
 		Move: func(subnets lease.Subnets) string { return "move from " + subnets.String() },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -165,6 +166,47 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 		time.Sleep(2 * minPause)
 		if !conditions.Has(checksCondition) {
 			t.Errorf("without facts: conditions %s", ids(conditions))
+		}
+	})
+}
+
+// TestBridgeIsPushed with each check from ready on: what serves the subnet, that nothing does, or
+// that it is unknown.
+func TestBridgeIsPushed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		docker := host.Link{Name: "docker0", Kind: "bridge", MTU: 1450, Addrs: []netip.Prefix{netip.MustParsePrefix("10.42.7.1/24")}}
+		flannel := host.Link{Name: "flannel.1", Kind: "vxlan", Addrs: []netip.Prefix{netip.MustParsePrefix("10.42.7.0/32")}}
+		f := &fake{around: host.Surroundings{Links: []host.Link{flannel, docker}}}
+		c, _ := start(t, f, nil)
+		addr, subnet := netip.MustParseAddr("192.0.2.7"), netip.MustParsePrefix("10.42.7.0/24")
+		own := lease.Lease{Subnets: lease.SubnetsOf(subnet), Attrs: lease.Attrs{PublicIP: addr, BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}`}}
+		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
+		c.SetView(lease.View{Own: own, Complete: true})
+		last := func() (b *host.Bridge, n int) {
+			time.Sleep(2 * minPause)
+			f.change(func() {
+				if n = len(f.bridges); n > 0 {
+					b = f.bridges[n-1]
+				}
+			})
+			return b, n
+		}
+		if b, n := last(); n != 0 {
+			t.Errorf("before it is ready: %d times, %+v", n, b)
+		}
+		c.Ready()
+		if b, _ := last(); b == nil || *b != (host.Bridge{Subnet: subnet, Device: "docker0", Addr: docker.Addrs[0].Addr(), MTU: 1450}) {
+			t.Errorf("docker0: %+v", b)
+		}
+		f.change(func() { f.around.Links = f.around.Links[:1] })
+		c.Trigger() // by the kernel's event
+		if b, n := last(); b == nil || *b != (host.Bridge{Subnet: subnet}) || n != f.looks() {
+			t.Errorf("without its address: %d times with %d readings, %+v", n, f.looks(), b)
+		}
+		f.change(func() { f.unread = errors.New("no buffer space available") })
+		c.Trigger()
+		if b, _ := last(); b != nil {
+			t.Errorf("unreadable: %+v", b)
 		}
 	})
 }

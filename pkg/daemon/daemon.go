@@ -96,7 +96,8 @@ type daemon struct {
 	leases  atomic.Pointer[subnet.Stats] // of the follower
 	pool    atomic.Pointer[lease.Pool]   // subnets that are leased from now on
 	repairs repairs
-	parts   atomic.Pointer[parts] // of which requests are answered
+	bridge  atomic.Pointer[bridgeRead] // the last reading; nil if it is unknown
+	parts   atomic.Pointer[parts]      // of which requests are answered
 }
 
 // Run runs flanneld. It returns an error if it cannot work, and ctx's error when that ends.

@@ -41,6 +41,7 @@ const rulesTimeout = 5 * time.Second
 //	loop            -> rivals, missing  -> terms, checks
 //	                -> skipped          -> prober
 //	loop, feed      -> repairs          -> status
+//	checks          -> bridge           -> status
 //	terms           -> changes          -> follower
 func (d *daemon) serve(until context.Context) error {
 	ctx, cancel := context.WithCancel(until)
@@ -125,7 +126,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 	d.feed = d.newFeed(nft)
 	d.checks = checks.New(checks.Config{
 		Open:    func() (checks.Kernel, error) { return kernel.New() },
-		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
+		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions, Bridge: d.setBridge,
 		Move: func(subnets lease.Subnets) string {
 			return d.registry.MoveCommand(subnets, subnetenv.Files(d.options.SubnetFile))
 		},

@@ -52,6 +52,7 @@ func (d *daemon) status() status.Document {
 	d.statusOfStore(&doc, p)
 	d.statusOfLease(&doc, p)
 	d.statusOfHost(&doc, p)
+	d.statusOfBridge(&doc)
 	d.statusOfKernel(&doc, p)
 	doc.Judge()
 	return doc

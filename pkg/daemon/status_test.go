@@ -144,6 +144,35 @@ func TestStatusOfAnUnreadKernel(t *testing.T) {
 	})
 }
 
+// TestStatusOfTheBridge: only a recent reading for the present subnet says anything.
+func TestStatusOfTheBridge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := ofMany(t, 3, false)
+		subnet := d.view.Load().Own.Subnets.V4()
+		docker := host.Bridge{Subnet: subnet, Device: "docker0", Addr: subnet.Addr().Next(), MTU: 1450}
+		other := docker
+		other.Subnet = netip.MustParsePrefix("10.99.0.0/24")
+		check := func(when string, want *status.Bridge) {
+			t.Helper()
+			if got := d.status().Bridge; (got == nil) != (want == nil) || got != nil && *got != *want {
+				t.Errorf("%s: %+v, want %+v", when, got, want)
+			}
+		}
+		check("before it was read", nil)
+		d.setBridge(&docker)
+		check("docker0", &status.Bridge{Device: "docker0", Address: docker.Addr, MTU: 1450})
+		d.setBridge(&host.Bridge{Subnet: subnet})
+		check("without an interface", new(status.Bridge))
+		time.Sleep(2 * bridgeAge)
+		check("long after", nil)
+		d.setBridge(&other)
+		check("of another subnet", nil)
+		d.setBridge(&docker)
+		d.setBridge(nil)
+		check("unreadable", nil)
+	})
+}
+
 // TestProbesOfPeersThatAreNotProbed: that probes are turned off is known, whatever a peer's state.
 func TestProbesOfPeersThatAreNotProbed(t *testing.T) {
 	for off, want := range map[bool]status.ProbeState{true: status.ProbeOff, false: status.ProbeUnknown} {

@@ -122,13 +122,7 @@ func (in *Inputs) hostOverlay(ctx context.Context) (o host.Overlay, f host.Facts
 
 // bridgeOf returns the link that serves this host's subnet, as the bridge of its containers does.
 func bridgeOf(s host.Surroundings, o Overlay) (name string) {
-	for _, l := range s.Links {
-		serves := slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return o.Subnet.IsValid() && o.Subnet.Contains(a.Addr()) })
-		if serves && l.Name != o.Device && (name == "" || l.Kind == "bridge") {
-			name = l.Name
-		}
-	}
-	return name
+	return s.Bridge(o.Subnet, o.Device, o.Uplink).Device
 }
 
 func (in *Inputs) readBridge(ctx context.Context) (b Bridge, err error) {

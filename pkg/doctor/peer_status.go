@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flanneld/pkg/status"
 )
 
@@ -79,6 +81,10 @@ func readPeerStatus(from io.Reader, ours netip.Prefix) (d status.Document, err e
 			err = in.Decode(&d.Network)
 		case "lease":
 			err = in.Decode(&d.Lease)
+		case "bridge": // null and none are unknown
+			if err = in.Decode(&d.Bridge); err == nil && d.Bridge != nil && len(d.Bridge.Device) >= unix.IFNAMSIZ {
+				err = fmt.Errorf("no name of an interface has %d bytes", len(d.Bridge.Device))
+			}
 		case "store":
 			var s struct {
 				ViewAge *float64 `json:"view_age_seconds"`

@@ -21,6 +21,7 @@ import (
 // TestPeerStatusKeepsWhatIsNeeded of a document as a daemon writes it.
 func TestPeerStatusKeepsWhatIsNeeded(t *testing.T) {
 	d := *healthy().status
+	d.Bridge = &status.Bridge{Device: "docker0", Address: addr("10.42.7.1"), MTU: 1450}
 	for i := range 300 {
 		d.Peers = append(d.Peers, status.Peer{Subnet: prefix(fmt.Sprintf("10.43.%d.0/24", i%256))})
 		d.Conditions = append(d.Conditions, status.Condition{ID: fmt.Sprint("c", i)})
@@ -30,7 +31,7 @@ func TestPeerStatusKeepsWhatIsNeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := readPeerStatus(strings.NewReader(string(text)), prefix("10.42.9.0/24"))
-	if err != nil || got.Verdict != status.VerdictOK || got.Network != d.Network || got.Lease != d.Lease || *got.Store.ViewAge != 1.5 ||
+	if err != nil || got.Verdict != status.VerdictOK || got.Network != d.Network || got.Lease != d.Lease || got.Bridge == nil || *got.Bridge != *d.Bridge || *got.Store.ViewAge != 1.5 ||
 		len(got.Peers) != 1 || got.Peers[0].PublicIP != addr("192.0.2.9") || len(got.Conditions) != maxConditions || got.Conditions[0].ID != "c0" {
 		t.Errorf("%v: %+v", err, got)
 	}
@@ -44,11 +45,25 @@ func TestPeerStatusThatIsNone(t *testing.T) {
 	for text, fine := range map[string]bool{
 		`{}`: true, `{"peers":null,"conditions":null,"unknown":[1,{"a":2}],"version":"x"}`: true,
 		``: false, `[]`: false, `null`: false, `7`: false, `{`: false, `{"peers":[{"subnet":`: false, `{"peers":{}}`: false, `{"peers":[7]}`: false,
-		`{"peers":[{"subnet":"10.42.9.0"}]}`: false, `{"network":7}`: false, `{"conditions":["x"]}`: false, `<html>`: false, `{"verdict":{}}`: false,
+		`{"peers":[{"subnet":"10.42.9.0"}]}`: false, `{"network":7}`: false, `{"conditions":["x"]}`: false, `{"bridge":null}`: true,
+		`{"bridge":7}`: false, `{"bridge":{"address":"x"}}`: false, `{"bridge":{"device":7}}`: false, `{"bridge":{"device":"` + strings.Repeat("x", 16) + `"}}`: false, `<html>`: false, `{"verdict":{}}`: false,
 		`{"a":` + strings.Repeat("[", 20000): false,
 	} {
 		if d, err := readPeerStatus(strings.NewReader(text), prefix("10.42.9.0/24")); fine != (err == nil) || len(d.Peers) > 0 {
 			t.Errorf("%.60s: %v, %+v", text, err, d)
+		}
+	}
+}
+
+// TestPeerStatusOfTheBridge: what an older flanneld does not say is unknown, and not that there is
+// none.
+func TestPeerStatusOfTheBridge(t *testing.T) {
+	for text, want := range map[string]*status.Bridge{
+		`{}`: nil, `{"bridge":null}`: nil, `{"bridge":{"device":""}}`: {}, `{"bridge":{"device":"cni0","address":"","mtu":-1,"more":[{}]}}`: {Device: "cni0", MTU: -1},
+	} {
+		got, err := readPeerStatus(strings.NewReader(text), prefix("10.42.9.0/24"))
+		if err != nil || (got.Bridge == nil) != (want == nil) || want != nil && *got.Bridge != *want {
+			t.Errorf("%s: %v, %+v", text, err, got.Bridge)
 		}
 	}
 }
@@ -72,7 +87,7 @@ func TestPeerStatusUsesLittleMemory(t *testing.T) {
 }
 
 func FuzzPeerStatus(f *testing.F) {
-	for _, s := range []string{`{"peers":[{"subnet":"10.42.9.0/24","state":"ok"}],"verdict":"ok","lease":{"subnet":"10.42.9.0/24"}}`, `{"conditions":[{"id":"base/x"}],"store":{"view_age_seconds":1}}`} {
+	for _, s := range []string{`{"peers":[{"subnet":"10.42.9.0/24","state":"ok"}],"verdict":"ok","lease":{"subnet":"10.42.9.0/24"}}`, `{"conditions":[{"id":"base/x"}],"store":{"view_age_seconds":1}}`, `{"bridge":{"device":"docker0","address":"10.42.9.1","mtu":1450}}`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

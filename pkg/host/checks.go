@@ -39,6 +39,7 @@ type Overlay struct {
 // Link is an interface with its IPv4 addresses.
 type Link struct {
 	Name, Kind string // Kind as in ip-link(8), "device" for hardware
+	MTU        int
 	Addrs      []netip.Prefix
 }
 

@@ -76,7 +76,7 @@ func addressed(addrs []addrEntry, links map[int]device) (all []host.Link) {
 		}
 		if _, seen := at[a.index]; !seen {
 			at[a.index] = len(all)
-			all = append(all, host.Link{Name: d.name, Kind: d.link.Kind})
+			all = append(all, host.Link{Name: d.name, Kind: d.link.Kind, MTU: d.link.MTU})
 		}
 		all[at[a.index]].Addrs = append(all[at[a.index]].Addrs, a.prefix)
 	}

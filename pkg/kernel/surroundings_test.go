@@ -43,6 +43,9 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 			var got []string
 			for _, l := range s.Links {
 				got = append(got, fmt.Sprint(l.Name, " ", l.Kind, " ", l.Addrs))
+				if wantMTU := map[string]int{"docker0": 1500, "lo": 65536, "flannel.1": 1450}[l.Name]; wantMTU != 0 && l.MTU != wantMTU {
+					t.Errorf("MTU of %s: %d", l.Name, l.MTU)
+				}
 			}
 			for _, p := range s.Paths {
 				got = append(got, strings.TrimSpace(fmt.Sprintf("%s kernel=%v", p, p.Kernel)))

@@ -28,6 +28,7 @@ type Document struct {
 	Lease      Lease       `json:"lease"`
 	Uplink     Uplink      `json:"uplink"`
 	Backend    Backend     `json:"backend"`
+	Bridge     *Bridge     `json:"bridge"` // null if it is unknown
 	Filter     Filter      `json:"filter"`
 
 	// Drift is the number of objects that were not as wanted at the end of the last full
@@ -106,6 +107,13 @@ type Backend struct {
 	Type   string `json:"type"`   // empty until a network config was found
 	Device string `json:"device"` // empty if the backend has none
 	MTU    int    `json:"mtu"`    // of containers; 0 until it is known
+}
+
+// Bridge is the interface by which this host reaches the containers of its subnet.
+type Bridge struct {
+	Device  string     `json:"device"`  // empty if there is neither an address of the subnet nor a route to containers
+	Address netip.Addr `json:"address"` // of the subnet; empty if the device has none
+	MTU     int        `json:"mtu"`     // 0 if it is unknown
 }
 
 // Filter is the packet filter of this host.

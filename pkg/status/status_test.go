@@ -27,6 +27,7 @@ func healthy() Document {
 	d.Lease = Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Expires: ptr(at.Add(23 * time.Hour)), Remaining: ptr(23 * 3600.0)}
 	d.Uplink = Uplink{"eth0", netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.7"), 1500}
 	d.Backend = Backend{"vxlan", "flannel.1", 1450}
+	d.Bridge = &Bridge{"docker0", netip.MustParseAddr("10.42.7.1"), 1450}
 	d.Filter = Filter{Keeper: "nftables", Version: "1.0.9", Masquerade: true, Forward: true}
 	d.Drift = ptr(0)
 	for i := range 3 {
@@ -162,12 +163,16 @@ func TestJSON(t *testing.T) {
 	for _, want := range []string{
 		`{"version":1,`, `"verdict":"down"`, `"conditions":[{"id":"x",`, `"since":"2026-08-01T12:00:00Z"`, `"text":""`, `"remedy":""`,
 		`"store":{"api":"","prefix":"",`, `"up":null`, `"view_age_seconds":null`, `"lease":{"subnet":"","expires":null`,
-		`"backend":{"type":"","device":"","mtu":0}`, `"peers":[{"subnet":"10.42.1.0/24","public_ip":"","state":"unknown","reason":""`,
+		`"backend":{"type":"","device":"","mtu":0}`, `"bridge":null`, `"peers":[{"subnet":"10.42.1.0/24","public_ip":"","state":"unknown","reason":""`,
 		`"rtt_ms":null`, `"loss":null`, `"drift":null`,
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("no %s in %s", want, text)
 		}
+	}
+	d.Bridge = new(Bridge)
+	if text, err = json.Marshal(d); err != nil || !strings.Contains(string(text), `"bridge":{"device":"","address":"","mtu":0}`) {
+		t.Errorf("%v: without a bridge: %s", err, text)
 	}
 	none, _ := json.Marshal(NotRunning(at, VerdictDown, ""))
 	for _, want := range []string{`"conditions":[]`, `"peers":[]`, `"endpoints":[]`, `"drift_by_kind":{}`} {

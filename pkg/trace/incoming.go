@@ -98,6 +98,14 @@ func (f *Facts) peerSays(s Step) Step {
 		}
 	}
 	s.Object += ": its flanneld says " + string(d.Verdict)
+	switch b := d.Bridge; {
+	case b == nil: // an older flanneld does not say
+	case b.Device != "":
+		s.Object += ", containers on " + b.Device
+	case !f.Peer.Container.Is || !f.Peer.Container.Value: // an answer is newer than what it says
+		return s.failf(fmt.Sprintf("flanneld trace %s %s # on %s", f.Src.Addr, f.Dst.Addr, f.Far().Owner.Value.PublicIP),
+			"its flanneld says: no interface of that host has an address of its subnet %s, so it has no way to its containers", subnet)
+	}
 	return s.ok()
 }
 

@@ -232,7 +232,8 @@ func TestPeersHalf(t *testing.T) {
 	fine := func() status.Document {
 		return status.Document{
 			Verdict: status.VerdictOK, Network: status.Network{CIDR: prefix("10.42.0.0/16")}, Lease: status.Lease{Subnet: prefix("10.42.9.0/24")},
-			Peers: []status.Peer{{Subnet: prefix("10.42.7.0/24"), PublicIP: addr("192.0.2.7"), State: status.OK, Programmed: "fdb, neighbor, route"}},
+			Bridge: &status.Bridge{Device: "docker0", Address: addr("10.42.9.1"), MTU: 1450},
+			Peers:  []status.Peer{{Subnet: prefix("10.42.7.0/24"), PublicIP: addr("192.0.2.7"), State: status.OK, Programmed: "fdb, neighbor, route"}},
 		}
 	}
 	for _, x := range []struct {
@@ -248,6 +249,8 @@ func TestPeersHalf(t *testing.T) {
 		{"of no concern", func(d *status.Document) {
 			d.Conditions = []status.Condition{{ID: "etcd", Severity: status.Warning, Text: "etcd does not answer"}, {ID: "base/x", Severity: status.Notice, Text: "x"}}
 		}, OK, ""},
+		{"no bridge", func(d *status.Document) { d.Bridge = new(status.Bridge) }, OK, ""}, // the container answers
+		{"older flanneld", func(d *status.Document) { d.Bridge = nil }, OK, ""},
 		{"skips us", func(d *status.Document) { d.Peers[0].State, d.Peers[0].Reason = status.Skipped, "public IP is our own" }, Broken, "its flanneld says: skipped: public IP is our own"},
 		{"sends elsewhere", func(d *status.Document) { d.Peers[0].PublicIP = addr("192.0.2.66") }, Broken, "sends packets for 10.42.7.0/24 to 192.0.2.66"},
 		{"does not know us", func(d *status.Document) { d.Peers, d.Store.ViewAge = nil, new(float64) }, Broken, "it knows no host with 10.42.7.0/24"},
@@ -269,6 +272,49 @@ func TestPeersHalf(t *testing.T) {
 			tr := Walk(*f)
 			if tr.Verdict != x.verdict || !strings.Contains(tr.Reason, x.said) || strings.Contains(f.text(), "rm -rf") {
 				t.Errorf("%s: %s: %s, want %s: %s\n%s", x.name, tr.Verdict, tr.Reason, x.verdict, x.said, f.text())
+			}
+		}
+	}
+}
+
+// TestPeerWithoutBridge: what the peer's flanneld says of its bridge is what is wrong, if the
+// container does not answer. What it does not say stays unknown.
+func TestPeerWithoutBridge(t *testing.T) {
+	for _, x := range []struct {
+		name      string
+		bridge    *status.Bridge
+		container Known[bool]
+		verdict   Verdict
+		said      string
+	}{
+		{"none", new(status.Bridge), known(false), Broken, "peer: its flanneld says: no interface of that host has an address of its subnet 10.42.9.0/24, so it has no way to its containers"},
+		{"none, and no pings", new(status.Bridge), unknown[bool](), Broken, "peer: its flanneld says: no interface of that host"},
+		{"none, and an answer", new(status.Bridge), known(true), OK, ""},
+		{"a bridge", &status.Bridge{Device: "cni0"}, known(false), Unknown, "container: 10.42.9.2 does not answer pings"},
+		{"unknown", nil, known(false), Unknown, "container: 10.42.9.2 does not answer pings"},
+	} {
+		for _, backend := range []string{"vxlan", "udp", "host-gw", "alloc"} {
+			for _, role := range []Role{Sender, Receiver} {
+				f := healthy(backend)
+				f.Peer.Container, f.Peer.Asked = x.container, "curl http://192.0.2.9:9285/status"
+				f.Peer.Status = known(status.Document{
+					Verdict: status.VerdictOK, Network: status.Network{CIDR: prefix("10.42.0.0/16")}, Lease: status.Lease{Subnet: prefix("10.42.9.0/24")}, Bridge: x.bridge,
+					Peers: []status.Peer{{Subnet: prefix("10.42.7.0/24"), PublicIP: addr("192.0.2.7"), State: status.OK}},
+				})
+				if role == Receiver {
+					f.turned()
+				}
+				tr := Walk(*f)
+				said := x.said
+				if backend == "alloc" && x.verdict == Unknown {
+					said = "" // the route is unknown before
+				}
+				if tr.Verdict != x.verdict || !strings.HasPrefix(tr.Reason, said) {
+					t.Errorf("%s, %s, %s: %s: %s\n%s", x.name, backend, role, tr.Verdict, tr.Reason, f.text())
+				}
+				if x.name == "none" && backend == "vxlan" {
+					golden.Equal(t, "testdata/peer-without-bridge-"+string(role)+".txt", f.text())
+				}
 			}
 		}
 	}
