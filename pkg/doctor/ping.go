@@ -18,8 +18,9 @@ import (
 const (
 	// pingRounds is how often an address without an answer is asked.
 	pingRounds = 3
-	// pingRound is the time for the answers to one round.
-	pingRound = 700 * time.Millisecond
+	// pingRound is the time from one round to the next, and lastPingRound that for the answers to
+	// all of them after the last.
+	pingRound, lastPingRound = 300 * time.Millisecond, 900 * time.Millisecond
 	// maxPings limits the addresses that are asked.
 	maxPings = 256
 	// ipICMPHeader is the length of the IPv4 and the ICMP header.
@@ -69,7 +70,11 @@ func ping(ctx context.Context, targets []target) (map[target]bool, error) {
 				t.send(p, id, i, round) // a failure counts as no answer
 			}
 		}
-		if err := receive(c, id, targets, answers, time.Now().Add(pingRound)); err != nil {
+		until := time.Now().Add(pingRound)
+		if round == pingRounds-1 {
+			until = time.Now().Add(lastPingRound)
+		}
+		if err := receive(c, id, targets, answers, until); err != nil {
 			return nil, err
 		}
 		if ctx.Err() != nil {

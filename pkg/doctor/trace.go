@@ -14,6 +14,7 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/status"
 	"flanneld/pkg/trace"
 )
 
@@ -66,7 +67,7 @@ func known[T any](v T, err error) trace.Known[T] {
 func (c *collector) collect(ctx context.Context) trace.Facts {
 	in, f := c.in, &c.f
 	for _, read := range []func(){
-		func() { in.Status.Get(ctx) }, func() { in.Endpoints.Get(ctx) }, func() { in.Daemons.Get(ctx) }, func() { in.Legacy.Get(ctx) }, func() { in.Inventory.Get(ctx) },
+		func() { in.Endpoints.Get(ctx) }, func() { in.Legacy.Get(ctx) }, func() { in.Inventory.Get(ctx) },
 	} {
 		go read()
 	}
@@ -122,12 +123,15 @@ func (c *collector) readDaemon(ctx context.Context) {
 	d := &c.f.Daemon
 	d.Text = c.in.Options.Source
 	all, err := c.in.Daemons.Get(ctx)
-	status, asked := c.in.Status.Get(ctx)
+	at := slices.IndexFunc(all, func(d Daemon) bool { return d.serves(c.in.Options.SubnetFile) })
+	if at >= 0 && all[at].Stopped { // nothing else waits for its answer either
+		c.in.Status = Missing[status.Document](errStopped)
+	}
+	answer, asked := c.in.Status.Get(ctx)
 	if asked == nil {
-		d.PID = status.Daemon.PID
+		d.PID = answer.Daemon.PID
 		return
 	}
-	at := slices.IndexFunc(all, func(d Daemon) bool { return d.serves(c.in.Options.SubnetFile) })
 	switch {
 	case at < 0:
 		d.Down = err == nil
@@ -140,6 +144,9 @@ func (c *collector) readDaemon(ctx context.Context) {
 	}
 	d.PID = all[at].PID
 }
+
+// errStopped is why a daemon that is stopped has no status.
+var errStopped = errors.New("flanneld is stopped by a signal")
 
 // readWanted computes what this host should have for its peers, and which it leaves out.
 func (c *collector) readWanted(ctx context.Context, s *Store) {

@@ -54,7 +54,7 @@ func TestLeasesOfATrace(t *testing.T) {
 		{"daemon down", func(f *facts) { f.status, f.daemons, f.answer = nil, nil, nobody }, trace.Sender, func(f *trace.Facts) bool {
 			return f.Daemon.Down && f.Want.Is && f.Uplink == "eth0" && f.Addr == addr("192.0.2.7") && !f.Peer.Entry.Is
 		}},
-		{"daemon stopped", func(f *facts) { f.status, f.daemons[0].Stopped = nil, true }, trace.Sender, func(f *trace.Facts) bool {
+		{"daemon stopped", func(f *facts) { f.daemons[0].Stopped = true }, trace.Sender, func(f *trace.Facts) bool {
 			return f.Daemon.Stopped && f.Daemon.PID == 7 && strings.HasSuffix(f.Daemon.Text, "stopped by a signal")
 		}},
 		{"no lease of the peer", func(f *facts) { f.v3().Leases = f.v3().Leases[:2] }, trace.Sender, func(f *trace.Facts) bool {
