@@ -12,6 +12,7 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/reconcile"
+	"flanneld/pkg/shell"
 )
 
 // reasons are conflicts with a link that the kernel's error does not contain.
@@ -59,7 +60,7 @@ func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 	switch {
 	case m.Op.Kind != dataplane.KindLink: // only links have other reasons than the error
 	case m.Err == nil:
-		c.Command = "ip link del " + name
+		c.Command = "ip link del " + shell.Word(name)
 	case errors.Is(m.Err, unix.EADDRINUSE):
 		c.Fields = append(c.Fields, "port", want.Port)
 		reason, c.Command = r.portReason(want.Port)
@@ -88,7 +89,7 @@ func (r reasons) portReason(port int) (reason, command string) {
 	case h.PID != 0:
 		return reason, fmt.Sprint("kill ", h.PID)
 	case h.UID == 0 && len(r.vxlans) > 0: // then the kernel itself uses the port for one of them
-		return fmt.Sprintf("the kernel has UDP port %d for the VXLAN device %s", port, r.vxlans[0].Name), "ip link del " + r.vxlans[0].Name
+		return fmt.Sprintf("the kernel has UDP port %d for the VXLAN device %s", port, r.vxlans[0].Name), "ip link del " + shell.Word(r.vxlans[0].Name)
 	case h.Kernel:
 		return reason + ", for a tunnel such as FOU or WireGuard", ""
 	}
@@ -100,16 +101,16 @@ func (r reasons) vniReason(want dataplane.Link) (reason, command string) {
 	if len(r.vxlans) == 0 {
 		return fmt.Sprintf("a VXLAN device with VNI %d and port %d was created in this network namespace and moved to another", want.VNI, want.Port), ""
 	}
-	return fmt.Sprintf("the VXLAN device %s has VNI %d and port %d", r.vxlans[0].Name, want.VNI, want.Port), "ip link del " + r.vxlans[0].Name
+	return fmt.Sprintf("the VXLAN device %s has VNI %d and port %d", r.vxlans[0].Name, want.VNI, want.Port), "ip link del " + shell.Word(r.vxlans[0].Name)
 }
 
 // deviceReason returns why an existing device cannot be used as a TUN device.
 func (r reasons) deviceReason(name string) (reason, command string) {
 	switch {
 	case r.tun.TAP:
-		return name + " is a TAP device, which carries Ethernet frames", "ip link del " + name
+		return name + " is a TAP device, which carries Ethernet frames", "ip link del " + shell.Word(name)
 	case r.tun.MultiQueue:
-		return name + " is a TUN device with several queues", "ip link del " + name
+		return name + " is a TUN device with several queues", "ip link del " + shell.Word(name)
 	}
 	return "", ""
 }

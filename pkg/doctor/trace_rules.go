@@ -11,6 +11,7 @@ import (
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/nftables"
+	"flanneld/pkg/shell"
 	"flanneld/pkg/trace"
 )
 
@@ -127,9 +128,10 @@ func listCommand(b firewall.Barrier, r firewall.RuleRef) string {
 		chain = b.Chain
 	}
 	if b.Kind == "nftables" {
-		return fmt.Sprintf("nft -a list chain %s %s", b.Table, chain)
+		b.Chain = chain
+		return b.NFT("-a list chain", "")
 	}
-	return fmt.Sprintf("%s -t %s -S %s", b.Kind, b.Table, chain)
+	return shell.Command(b.Kind, "-t", b.Table, "-S", chain)
 }
 
 // packets returns the packets whose ways are known.

@@ -9,6 +9,7 @@ import (
 
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/shell"
 	"flanneld/pkg/status"
 )
 
@@ -115,7 +116,7 @@ func checkInterfaceChoice(ctx context.Context, in *Inputs) Result {
 	here := onLinkOf(inv, u.iface, peers)
 	for _, i := range others(inv, u.iface) {
 		if there := onLinkOf(inv, i.Name, peers); here == 0 && there > 0 {
-			return failf("set -iface="+i.Name+" and restart flanneld", "flanneld uses %s (%s), but %d of %d hosts are on the link of %s (%s)",
+			return failf("set -iface="+shell.Word(i.Name)+" and restart flanneld", "flanneld uses %s (%s), but %d of %d hosts are on the link of %s (%s)",
 				u.iface, u.addr, there, len(peers), i.Name, i.Addrs[0].Prefix)
 		}
 	}
@@ -173,11 +174,11 @@ func checkInterfaceThere(ctx context.Context, in *Inputs) Result {
 	case at < 0:
 		return failf("bring "+name+" up with its address, or set -iface to another one", "the interface %s that flanneld uses is gone or has no address", name)
 	case !inv.Ifaces[at].Up:
-		return failf("ip link set "+name+" up", "the interface %s that flanneld uses is down", name)
+		return failf("ip link set "+shell.Word(name)+" up", "the interface %s that flanneld uses is down", name)
 	case !inv.Ifaces[at].Running:
 		return failf("connect the cable of "+name, "the interface %s that flanneld uses has no carrier", name)
 	case addr.IsValid() && !inv.HasAddr(addr):
-		return failf(fmt.Sprintf("ip addr add %s/<length> dev %s, or restart flanneld to use another address", addr, name), "no interface has the address %s any more that flanneld uses on %s", addr, name)
+		return failf(fmt.Sprintf("ip addr add %s/<length> dev %s, or restart flanneld to use another address", addr, shell.Word(name)), "no interface has the address %s any more that flanneld uses on %s", addr, name)
 	}
 	return okf("%s is up and has the address %s", name, addr)
 }

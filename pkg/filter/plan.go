@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,34 +98,36 @@ func (f *Filter) planTrust(ctx context.Context) (all []firewall.Change, err erro
 	return all, err
 }
 
-// planned has the changes that planners have returned, by command.
+// planned has the changes that planners have returned, by what their Sync returns.
 type planned struct {
 	mu      sync.Mutex
 	changes map[string]firewall.Change
 }
 
-func (p *planned) get(command string) firewall.Change {
+func (p *planned) get(name string) firewall.Change {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.changes[command]
+	return p.changes[name]
 }
 
-// planner is a Keeper that plans instead of writing. The changes that its Sync returns are commands.
+// planner is a Keeper that plans instead of writing. The changes that its Sync returns are commands, or
+// objects for which there is no command.
 type planner struct {
 	firewall.Keeper
 	planned *planned
 }
 
 // Sync implements firewall.Keeper.
-func (p planner) Sync(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
+func (p planner) Sync(ctx context.Context, r firewall.Ruleset) (names []string, err error) {
 	changes, err := p.Plan(ctx, r)
 	p.planned.mu.Lock()
 	defer p.planned.mu.Unlock()
 	for _, c := range changes {
-		p.planned.changes[c.Command] = c
-		commands = append(commands, c.Command)
+		name := cmp.Or(c.Command, c.Object)
+		p.planned.changes[name] = c
+		names = append(names, name)
 	}
-	return commands, err
+	return names, err
 }
 
 // inspectingPlanner is a planner that can also read other programs' rules.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"flanneld/pkg/shell"
 )
 
 // Barrier is a base chain that may drop a packet, or translate its addresses.
@@ -63,20 +65,20 @@ func (b Barrier) OpenCommand(port uint16) string {
 	case b.Tool == "firewalld":
 		add := fmt.Sprintf("--add-port=%d/udp", port)
 		if b.Zone != "" {
-			add = "--zone=" + b.Zone + " " + add
+			add = shell.Word("--zone="+b.Zone) + " " + add
 		}
 		return fmt.Sprintf("firewall-cmd %s; firewall-cmd --permanent %s", add, add)
 	}
 	if command := b.iptables(); command != "" {
-		return fmt.Sprintf("%s -I %s -p udp --dport %d -j ACCEPT", command, b.Chain, port)
+		return fmt.Sprintf("%s -I %s -p udp --dport %d -j ACCEPT", command, shell.Word(b.Chain), port)
 	}
-	return fmt.Sprintf("nft insert rule %s %s udp dport %d accept", b.Table, b.Chain, port)
+	return b.NFT("insert rule", fmt.Sprintf("udp dport %d accept", port))
 }
 
 // iptables returns the command for the chain's table, or "" if iptables does not see it.
 func (b Barrier) iptables() string {
 	if b.Kind != "nftables" {
-		return b.Kind + " -t " + b.Table
+		return b.Kind + " -t " + shell.Word(b.Table)
 	}
 	table, ip := strings.CutPrefix(b.Table, "ip ")
 	builtin := slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, b.Chain)
@@ -101,16 +103,38 @@ func (b Barrier) TrustCommand(network netip.Prefix) string {
 		return fmt.Sprintf("firewall-cmd %s; firewall-cmd --permanent %s", add, add)
 	}
 	if command := b.iptables(); command != "" {
-		return fmt.Sprintf("%[1]s -I %[2]s -s %[3]s -j ACCEPT; %[1]s -I %[2]s -d %[3]s -j ACCEPT", command, b.Chain, network)
+		return fmt.Sprintf("%[1]s -I %[2]s -s %[3]s -j ACCEPT; %[1]s -I %[2]s -d %[3]s -j ACCEPT", command, shell.Word(b.Chain), network)
 	}
-	return fmt.Sprintf("nft insert rule %[1]s %[2]s ip saddr %[3]s accept; nft insert rule %[1]s %[2]s ip daddr %[3]s accept", b.Table, b.Chain, network)
+	from, to := b.NFT("insert rule", fmt.Sprintf("ip saddr %s accept", network)), b.NFT("insert rule", fmt.Sprintf("ip daddr %s accept", network))
+	if from == "" {
+		return ""
+	}
+	return from + "; " + to
 }
 
 // ExemptCommand returns the command that makes the chain leave packets from one prefix to another
 // as they are.
 func (b Barrier) ExemptCommand(from, to netip.Prefix) string {
 	if command := b.iptables(); command != "" {
-		return fmt.Sprintf("%s -I %s -s %s -d %s -j ACCEPT", command, b.Chain, from, to)
+		return fmt.Sprintf("%s -I %s -s %s -d %s -j ACCEPT", command, shell.Word(b.Chain), from, to)
 	}
-	return fmt.Sprintf("nft insert rule %s %s ip saddr %s ip daddr %s accept", b.Table, b.Chain, from, to)
+	return b.NFT("insert rule", fmt.Sprintf("ip saddr %s ip daddr %s accept", from, to))
+}
+
+// NFT returns a command of nft(8) with the chain, or "" if it cannot name the chain.
+func (b Barrier) NFT(verb, rule string) string {
+	names := append(strings.Fields(b.Table), b.Chain)
+	if len(names) != 3 || !IsNFTName(names...) {
+		return ""
+	}
+	return strings.TrimSpace("nft " + verb + " " + strings.Join(names, " ") + " " + rule)
+}
+
+// IsNFTName reports whether nft(8) can read names. The kernel permits any; nft(8) joins its arguments
+// and would read a semicolon in one of them as the end of a command.
+func IsNFTName(names ...string) bool {
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_"
+	return !slices.ContainsFunc(names, func(name string) bool {
+		return name == "" || !strings.Contains(letters, name[:1]) || strings.Trim(name, letters+"0123456789./-") != ""
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"flanneld/pkg/shell"
 )
 
 // Finding is a problem on this host that breaks traffic of the overlay, with the command that
@@ -55,7 +57,7 @@ func (p Path) String() string {
 		words = append(words, "via "+p.Gateway.String())
 	}
 	if p.Iface != "" {
-		words = append(words, "dev "+p.Iface)
+		words = append(words, "dev "+shell.Word(p.Iface))
 	}
 	if p.Metric != 0 {
 		words = append(words, fmt.Sprint("metric ", p.Metric))
@@ -268,7 +270,7 @@ func (s Surroundings) removeCommand(p Path) string {
 	case l.Kind == "device":
 		return ""
 	}
-	return fmt.Sprintf("ip addr del %s dev %s", a, l.Name)
+	return fmt.Sprintf("ip addr del %s dev %s", a, shell.Word(l.Name))
 }
 
 // unreachable returns a finding if the address of a peer is reached only by the overlay's shared
@@ -294,11 +296,11 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 // bypassCommand returns the command that adds a route to an address through the uplink, bypassing
 // the overlay.
 func (s Surroundings) bypassCommand(f Facts, a netip.Addr) string {
-	command := fmt.Sprintf("ip route add %s/%d dev %s", a, a.BitLen(), f.Uplink)
+	command := fmt.Sprintf("ip route add %s/%d dev %s", a, a.BitLen(), shell.Word(f.Uplink))
 	byUplink := slices.DeleteFunc(s.index(f).routes, func(r Route) bool { return r.Iface != f.Uplink })
 	byDefault, _ := Lookup(byUplink, a)
 	if via := byDefault.Gateway; via.IsValid() {
-		command = fmt.Sprintf("ip route add %s/%d via %s dev %s", a, a.BitLen(), via, f.Uplink)
+		command = fmt.Sprintf("ip route add %s/%d via %s dev %s", a, a.BitLen(), via, shell.Word(f.Uplink))
 		if _, direct := f.OnLink(via); !direct {
 			command += " onlink"
 		}

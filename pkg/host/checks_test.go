@@ -70,6 +70,8 @@ func TestCheck(t *testing.T) {
 		{"docker on a part of the subnet", false, []string{"docker0 bridge 10.42.7.1/25"}, []string{"10.42.7.0/25 dev docker0 proto kernel"}, nil},
 		{"other networks of docker outside", false, []string{docker, "br-0123456789ab bridge 172.18.0.1/16", "docker_gwbridge bridge 172.19.0.1/16"}, []string{dockerRoute}, nil},
 
+		{"names that a shell would execute", false, []string{docker, "$(id) dummy 10.42.9.1/25"}, []string{dockerRoute, "10.42.9.0/25 dev $(id) proto kernel", "10.42.3.0/25 dev a;b"},
+			[]string{"peer-route|ip addr del 10.42.9.1/25 dev '$(id)'; ip route del 10.42.3.0/25 dev 'a;b'|peer 10.42.9.0/24"}},
 		{"docker0 elsewhere", false, []string{"docker0 bridge 172.17.0.1/16"}, nil,
 			[]string{"docker/docker0|systemctl restart docker|device docker0 addr 172.17.0.1/16 subnet 10.42.7.0/24"}},
 		{"docker0 elsewhere, another bridge serves", false, []string{"docker0 bridge 172.17.0.1/16", "cni0 bridge 10.42.7.1/24"}, []string{"10.42.7.0/24 dev cni0 proto kernel"}, nil},

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"flanneld/pkg/shell"
 )
 
 // Query is a packet whose route is asked for.
@@ -20,7 +22,7 @@ func (q Query) String() string {
 		s += " from " + q.Src.String()
 	}
 	if q.In != "" {
-		s += " iif " + q.In
+		s += " iif " + shell.Word(q.In)
 	}
 	return s
 }

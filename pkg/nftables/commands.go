@@ -33,12 +33,14 @@ func (t *Tables) plan(ctx context.Context, r firewall.Ruleset) (all []firewall.C
 }
 
 // newChange returns a change whose command is nft with the verb, the kind, the words of the object
-// and further ones.
+// and further ones. There is no command for an object that nft cannot name.
 func newChange(verb, kind string, object []string, more ...string) firewall.Change {
-	return firewall.Change{
-		Kind: kind, Verb: verb, Object: kind + " " + strings.Join(object, " "),
-		Command: shell.Command(slices.Concat([]string{"nft", verb, kind}, object, more)...),
+	c := firewall.Change{Kind: kind, Verb: verb, Object: kind + " " + strings.Join(object, " ")}
+	names := object[:min(len(object), 3)] // behind them is a handle
+	if firewall.IsNFTName(names...) {
+		c.Command = shell.Command(slices.Concat([]string{"nft", verb, kind}, object, more)...)
 	}
+	return c
 }
 
 // change returns a message as a command of nft(8).

@@ -6,6 +6,7 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
+	"flanneld/pkg/shell"
 	"flanneld/pkg/status"
 )
 
@@ -257,7 +258,7 @@ func (f *Facts) fdbStep(dir Direction, to dataplane.MAC) Step {
 
 // nextHopStep returns the step about a gateway on the link of an interface.
 func (f *Facts) nextHopStep(dir Direction, iface string, via netip.Addr) Step {
-	s := Step{Direction: dir, At: atNeighbor, Command: fmt.Sprintf("ip neigh show %s dev %s", via, iface)}
+	s := Step{Direction: dir, At: atNeighbor, Command: fmt.Sprintf("ip neigh show %s dev %s", via, shell.Word(iface))}
 	s.Object = neighborText(via.String(), iface, f.NextHop.Value)
 	switch n := f.NextHop.Value; {
 	case !f.NextHop.Is:
@@ -317,7 +318,7 @@ func (f *Facts) uplinkStep(dir Direction) Step {
 	case !f.UplinkState.Is:
 		return s.unknownf("the state of %s is not known: %v", d.Iface, f.UplinkState.why())
 	case !i.Up:
-		return s.failf("ip link set "+d.Iface+" up", "%s is down", d.Iface)
+		return s.failf("ip link set "+shell.Word(d.Iface)+" up", "%s is down", d.Iface)
 	case !i.Running:
 		return s.failf("", "%s has no carrier: connect its cable", d.Iface)
 	case f.NextHop.Is && f.NextHop.Value.Exists && !f.NextHop.Value.Resolved():

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"flanneld/pkg/host"
+	"flanneld/pkg/shell"
 )
 
 // ownerStep returns the step about the lease of a subnet that packets are sent to.
@@ -102,7 +103,7 @@ func (f *Facts) containerStep(dir Direction, side Side) []Step {
 	if bridge == "" {
 		return nil
 	}
-	s := Step{Direction: dir, At: atContainer, Command: fmt.Sprintf("ip neigh show %s dev %s", side.Addr, bridge)}
+	s := Step{Direction: dir, At: atContainer, Command: fmt.Sprintf("ip neigh show %s dev %s", side.Addr, shell.Word(bridge))}
 	s.Object = neighborText(side.Addr.String(), bridge, side.Neighbor.Value)
 	switch n := side.Neighbor.Value; {
 	case !side.Neighbor.Is:
