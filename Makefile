@@ -122,7 +122,8 @@ help:
 	@echo '  make test-fresh            demo and tests on a fresh Debian 12 (root)'
 	@echo '  make test-arch             the packages without I/O on arm64, s390x and ppc64le, with qemu'
 	@echo '  make test-dist             the release: content, static binaries, the same bytes twice'
-	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
+	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root);'
+	@echo '                             SUITE=trixie for Debian 13 instead of 12'
 	@echo '  make test-page             the page in a browser (chromium), with a real network as root;'
 	@echo '                             SCREENSHOTS=DIR to keep the pictures'
 	@echo '  make test-vm               the tests on other kernels, emulated: VM_KERNELS, VM_SHORT=yes'
@@ -330,6 +331,8 @@ test-fresh: need-root | need-go
 # Two hosts with systemd, docker and the release. The older release is the same tree under
 # another name.
 SYSTEM_RUN ?= ^TestSystem
+# Debian's suite on these hosts: bookworm or trixie.
+SUITE ?= bookworm
 OLDER = TAG=older SOURCE_DATE_EPOCH=0
 .PHONY: test-system
 test-system: need-root
@@ -338,7 +341,7 @@ test-system: need-root
 	TARBALL=$(CURDIR)/$$(built tar.gz TAG='$(TAG)'); DEB=$(CURDIR)/$$(built deb TAG='$(TAG)'); \
 	built image $(OLDER) >/dev/null; IMAGE=$(CURDIR)/dist/flanneld-older-$(HOST_ARCH).docker; \
 	export OLD_TARBALL OLD_DEB TARBALL DEB IMAGE; \
-	$(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/lab/machine ./dist
+	SUITE='$(SUITE)' $(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/lab/machine ./dist
 
 # The page in Debian's chromium: not a part of "make test", nor of CI, because the browser and what it
 # needs are 600 MB of packages, and because it measures times. With TESTFLAGS=-short it is only
@@ -359,7 +362,8 @@ test-vm: | need-go
 # Creates the root file systems and kernels that test-system and test-vm keep.
 .PHONY: caches
 caches: need-root
-	VM_KERNELS='$(VM_KERNELS)' VM_MIRROR='$(VM_MIRROR)' $(GO) test -v -vet=off -tags grpcnotrace,system,vm -count=1 -run '^TestRoot$$|^TestImages$$' ./pkg/lab/machine ./pkg/lab/vm
+	SUITE='$(SUITE)' VM_KERNELS='$(VM_KERNELS)' VM_MIRROR='$(VM_MIRROR)' \
+	    $(GO) test -v -vet=off -tags grpcnotrace,system,vm -count=1 -run '^TestRoot$$|^TestImages$$' ./pkg/lab/machine ./pkg/lab/vm
 
 # "make test" runs each shape of host with one backend, and a few shapes with every backend.
 .PHONY: zoo

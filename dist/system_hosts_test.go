@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,7 +52,11 @@ type container struct {
 
 func newSystem(t *testing.T, name, config string) *system {
 	t.Helper()
-	return newSystemOn(t, name, config, machine.Kind{Suite: machine.Bookworm}, machine.Kind{Suite: machine.Bookworm})
+	suite, err := machine.Suite()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newSystemOn(t, name, config, machine.Kind{Suite: suite}, machine.Kind{Suite: suite})
 }
 
 // newSystemOn creates a system with a host of each kind.
@@ -91,7 +96,11 @@ func newSystemOn(t *testing.T, name, config string, kinds ...machine.Kind) *syst
 		}
 	}
 	s.both(func(h *host) { h.makeImage() })
-	s.say("two hosts with docker", "ok", begun)
+	var versions []string
+	for _, h := range s.hosts {
+		versions = append(versions, h.must(`. /etc/os-release; echo "$PRETTY_NAME, systemd $(systemctl --version | sed -n 's/.*(\(.*\)).*/\1/p'), docker $(docker version -f {{.Server.Version}})"`))
+	}
+	s.say("two hosts with docker", "ok ("+strings.Join(slices.Compact(versions), "; ")+")", begun)
 	return s
 }
 
@@ -222,13 +231,19 @@ func (h *host) unpack(variable string) {
 // readme installs a release of flanneld, and docker, as the README says.
 func (h *host) readme(variable string) {
 	h.system.Helper()
+	h.daemon(variable)
+	h.copy("docker-bip/10-flannel.conf", dockerDropIn)
+	h.restartDocker()
+	h.run()
+}
+
+// daemon installs a release of flanneld as the README says.
+func (h *host) daemon(variable string) {
+	h.system.Helper()
 	h.unpack(variable)
 	h.copy("flanneld.service", "/etc/systemd/system/flanneld.service")
 	h.write("/etc/default/flanneld", fmt.Sprintf("FLANNELD_ETCD_ENDPOINTS=%s\nFLANNELD_IP_MASQ=true\n", h.system.lab.Etcd.Endpoint()))
 	h.must("systemctl daemon-reload; systemctl enable --now flanneld")
-	h.copy("docker-bip/10-flannel.conf", dockerDropIn)
-	h.restartDocker()
-	h.run()
 }
 
 const dockerDropIn = "/etc/systemd/system/docker.service.d/10-flannel.conf"

@@ -46,7 +46,7 @@ func TestSystemRollback(t *testing.T) {
 			s.scenario(way.name+" with "+unit.name, func() string {
 				h.write("/etc/systemd/system/flanneld.service", unit.text)
 				h.write("/etc/default/flanneld", unit.conf)
-				h.must("systemctl daemon-reload; systemctl restart flanneld")
+				h.must("systemctl daemon-reload; systemctl reset-failed flanneld; systemctl restart flanneld")
 				s.ping()
 				put := func(which string) string {
 					return "cp /usr/local/bin/flanneld." + which + " /usr/local/bin/next; mv /usr/local/bin/next /usr/local/bin/flanneld"

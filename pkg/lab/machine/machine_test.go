@@ -23,8 +23,12 @@ func TestRoot(t *testing.T) {
 	if err := machine.Missing(); err != nil {
 		t.Fatal(err)
 	}
+	suite, err := machine.Suite()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, k := range []machine.Kind{
-		{Suite: machine.Bookworm}, {Suite: machine.Bookworm, Managers: true}, {Suite: machine.Trixie, Managers: true},
+		{Suite: suite}, {Suite: machine.Bookworm, Managers: true}, {Suite: machine.Trixie, Managers: true},
 	} {
 		first, err := machine.RootOf(t.Context(), k, func(s string) { t.Log(s) })
 		if err != nil {

@@ -1,7 +1,10 @@
 package machine
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 
@@ -13,6 +16,16 @@ const (
 	Bookworm = "bookworm" // 12
 	Trixie   = "trixie"   // 13
 )
+
+// Suite returns the suite that the environment variable SUITE names: Bookworm if it is not set.
+func Suite() (string, error) {
+	switch s := cmp.Or(os.Getenv("SUITE"), Bookworm); s {
+	case Bookworm, Trixie:
+		return s, nil
+	default:
+		return "", fmt.Errorf("SUITE: %q: must be %s or %s", s, Bookworm, Trixie)
+	}
+}
 
 // packages are the packages of a host: systemd, docker, packet filters, and tools for tests.
 const packages = "systemd,systemd-sysv,dbus,docker.io,iptables,nftables,iproute2,iputils-ping,procps,busybox-static"
@@ -32,7 +45,8 @@ type Kind struct {
 func (k Kind) arguments() []string {
 	packages := packages
 	if k.Suite != Bookworm {
-		packages += ",docker-cli" // no longer part of docker.io
+		// No longer part of docker.io, and no longer needed by systemd, but by its services.
+		packages += ",docker-cli,libkmod2"
 	}
 	var hooks []string
 	if k.Managers {
@@ -47,9 +61,13 @@ func (k Kind) arguments() []string {
 	)
 }
 
-// Root returns the directory of a root file system with docker.
+// Root returns the directory of a root file system with docker, of the suite that Suite returns.
 func Root(ctx context.Context, say func(string)) (string, error) {
-	return RootOf(ctx, Kind{Suite: Bookworm}, say)
+	suite, err := Suite()
+	if err != nil {
+		return "", err
+	}
+	return RootOf(ctx, Kind{Suite: suite}, say)
 }
 
 // RootOf returns the directory of a Debian root file system, which the package cache keeps. It
