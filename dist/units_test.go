@@ -17,8 +17,8 @@ import (
 	"flanneld/pkg/backend"
 )
 
-// A unit is the part of a unit file that these tests check: the assignments of its [Service]
-// section, in order.
+// A unit is the part of a unit file that these tests check: the assignments of its [Unit] and
+// [Service] sections, in order.
 type unit []struct{ key, value string }
 
 func (u unit) all(key string) (values []string) {
@@ -53,7 +53,7 @@ func parseUnit(text string) (u unit) {
 		case line == "" || line[0] == '#' || line[0] == ';':
 		case line[0] == '[':
 			section = line
-		case ok && section == "[Service]":
+		case ok && section != "[Install]":
 			u = append(u, struct{ key, value string }{strings.TrimSpace(key), strings.TrimSpace(value)})
 		}
 	}
@@ -219,9 +219,10 @@ func TestUnitEnvironments(t *testing.T) {
 func TestUnitService(t *testing.T) {
 	u := parseUnit(read(t, "flanneld.service"))
 	for key, want := range map[string]string{
-		"Type":            "notify",
-		"Restart":         "always",
-		"TimeoutStartSec": "0", // the daemon waits for etcd without a time limit
+		"Type":                  "notify",
+		"Restart":               "always",
+		"StartLimitIntervalSec": "0", // or it would not be started after many restarts
+		"TimeoutStartSec":       "0", // the daemon waits for etcd without a time limit
 
 		// Without these, the udp backend would lose packets at a restart, and docker its subnet.
 		"FileDescriptorStoreMax":   "16",
