@@ -90,6 +90,9 @@ func TestLeasesReserve(t *testing.T) {
 			{"10.42.33.0/24 --public-ip=192.0.2.9", 1, "the key old-10.42.33.0-024 is not", "10.42.33.0-24", "-"},
 			{"10.42.11.0/25 --public-ip=192.0.2.9", 1, "must be a subnet of length 24 from 10.42.1.0 to 10.42.255.0", "10.42.11.0-25", "-"},
 			{"10.43.11.0/24 --public-ip=192.0.2.9", 1, "must be a subnet of length 24", "10.43.11.0-24", "-"},
+			{"10.42.12.0/24 --public-ip=127.0.0.1", 1, "127.0.0.1: must be the address of a host", "10.42.12.0-24", "-"},
+			{"10.42.12.0/24 --public-ip=224.0.0.9", 1, "224.0.0.9: must be the address of a host", "10.42.12.0-24", "-"},
+			{"10.42.12.0/24 --public-ip=10.42.7.5", 1, "10.42.7.5 is in the subnet 10.42.7.0/24, which is leased by 192.0.2.7", "10.42.12.0-24", "-"},
 			{"10.42.12.0/24 --public-ip=10.42.12.1", 1, "must not be in the subnet", "10.42.12.0-24", "-"},
 		} {
 			out, errs, code := b.types(append([]string{"leases", "reserve"}, strings.Fields(c.args)...)...)

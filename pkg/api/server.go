@@ -84,11 +84,11 @@ func (s Sources) handler() http.Handler {
 		mux.Handle("GET /metrics", costly.limited(s.Metrics))
 	}
 	if s.Plan != nil {
-		mux.Handle("GET /plan", limit{make(chan struct{}, 1), costlyWait}.limited(http.HandlerFunc(s.servePlan)))
+		mux.Handle("GET /plan", sameOrigin(limit{make(chan struct{}, 1), costlyWait}.limited(http.HandlerFunc(s.servePlan))))
 	}
 	if s.Page != nil {
 		mux.Handle("GET /{$}", costly.limited(s.Page))
-		mux.Handle("GET /events", watched.limited(s.Events))
+		mux.Handle("GET /events", sameOrigin(watched.limited(s.Events)))
 	}
 	return mux
 }
@@ -111,6 +111,20 @@ func localOnly(h http.Handler) http.Handler {
 		if !isLocalName(r.Host) {
 			w.WriteHeader(http.StatusMisdirectedRequest)
 			io.WriteString(w, "the name of this server must be localhost, or an address\n")
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// sameOrigin returns a handler that refuses requests from pages of other sites in a browser. They could
+// not read the answer, but keep others from watching, or have the daemon start programs.
+func sameOrigin(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		site, origin := r.Header.Get("Sec-Fetch-Site"), r.Header.Get("Origin")
+		if site == "cross-site" || site == "same-site" || origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+			w.WriteHeader(http.StatusForbidden)
+			io.WriteString(w, "this is not for pages of other sites\n")
 			return
 		}
 		h.ServeHTTP(w, r)

@@ -24,6 +24,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/wait"
+	"flanneld/pkg/plan"
 	"flanneld/pkg/status"
 )
 
@@ -520,5 +521,46 @@ func TestNamesOfOtherSitesAreRefused(t *testing.T) {
 	t.Parallel()
 	if code := exchange(t, listenStatus(t, quiet()), "GET /status HTTP/1.1\r\nHost: site.example\r\n\r\n"); code != 421 {
 		t.Errorf("over TCP, on a loopback address: %d", code)
+	}
+}
+
+// TestOtherSitesAreRefused: a page of another site can connect, but gets no events and starts no plan;
+// that of the daemon does, whatever its address.
+func TestOtherSitesAreRefused(t *testing.T) {
+	var plans atomic.Int32
+	server := httptest.NewServer(Sources{
+		State: NewState(condition.NewList(slog.New(slog.DiscardHandler))), Page: http.NotFoundHandler(),
+		Events: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
+		Plan: func(context.Context) plan.Document {
+			plans.Add(1)
+			return plan.New()
+		},
+	}.handler())
+	defer server.Close()
+	for _, c := range []struct {
+		name, value string
+		code        int
+	}{
+		{"Accept", "*/*", 200}, {"Sec-Fetch-Site", "same-origin", 200}, {"Sec-Fetch-Site", "none", 200}, {"Origin", server.URL, 200},
+		{"Sec-Fetch-Site", "cross-site", 403}, {"Sec-Fetch-Site", "same-site", 403}, {"Origin", "http://attacker.example", 403}, {"Origin", "null", 403},
+	} {
+		for _, path := range []string{"/plan", "/events"} {
+			r, err := http.NewRequest(http.MethodGet, server.URL+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set(c.name, c.value)
+			answer, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+			if answer.StatusCode != c.code {
+				t.Errorf("%s, %s %s: %d, want %d", path, c.name, c.value, answer.StatusCode, c.code)
+			}
+		}
+	}
+	if n := plans.Load(); n != 4 {
+		t.Errorf("%d plans were made", n)
 	}
 }

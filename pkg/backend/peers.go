@@ -111,7 +111,7 @@ func (v validator) validate(l *lease.Lease) error {
 		return fault("subnet is not in the network "+v.network.String(), "")
 	case l.Subnets.V4().Overlaps(v.own.Subnets.V4()):
 		return fault("subnet overlaps our own, "+v.own.Subnets.V4().String(), "")
-	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case !lease.IsHost(ip):
 		return fault("public IP is not a host address", "%s", ip)
 	case ip == v.host.PublicIP || ip == v.host.Addr:
 		return fault("public IP is our own", "%s", ip)

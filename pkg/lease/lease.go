@@ -18,6 +18,11 @@ import (
 	"unique"
 )
 
+// IsHost reports whether an IPv4 address can be the public IP of a host.
+func IsHost(a netip.Addr) bool {
+	return a.Is4() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
 // Attrs are the attributes that a host publishes with its subnets. They are comparable, because
 // backend data are kept as compact JSON text.
 type Attrs struct {

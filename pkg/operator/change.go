@@ -81,6 +81,8 @@ func (n *Network) Reserve(ctx context.Context, subnet netip.Prefix, host netip.A
 		return c, Refuse("%s: must be a subnet of length %d from %s to %s, as the network config has them", subnet, pool.SubnetLen, pool.Min, pool.Max)
 	case !host.IsValid() || host.IsUnspecified():
 		return c, Refuse("%s is not leased; --public-ip says for which host to reserve it", subnet)
+	case !lease.IsHost(host):
+		return c, Refuse("%s: must be the address of a host; others would skip its lease", host)
 	case subnet.Contains(host):
 		return c, Refuse("%s: must not be in the subnet %s, or the host could not be reached", host, subnet)
 	}
@@ -101,11 +103,13 @@ func (c *Change) occupied(listing registry.Listing, subnets lease.Subnets) error
 		case b.Subnets.IsValid() && b.Subnets.V4().Overlaps(subnet):
 			return Refuse("%s has an invalid entry, %w; its host may use it: release it with --yes first", b.Subnets, b.Err)
 		case is && read.Overlaps(subnet):
-			return Refuse("the key %s is not one of flanneld's, and some versions of flannel read it as a lease of %s: delete it first", status.Clean(b.Key), read)
+			return Refuse("the key %s is not one of flanneld's, and some versions of flannel read it as a lease of %s: delete it with etcdctl first", status.Clean(b.Key), read)
 		}
 	}
 	for _, l := range listing.Leases {
 		switch own := l.PublicIP == c.PublicIP; {
+		case l.Subnets.V4().Contains(c.PublicIP):
+			return Refuse("%s is in the subnet %s, which is leased by %s, so other hosts could not reach it", c.PublicIP, l.Subnets.V4(), l.PublicIP)
 		case l.Subnets == subnets && !own:
 			return Refuse("%s is leased by %s", subnet, l.PublicIP)
 		case l.Subnets != subnets && l.Subnets.V4() == subnet:

@@ -88,7 +88,7 @@ func identity(subnetFile string) store.Identity {
 	claim, _ := subnetenv.ReadClaim(subnetFile) // without it, the host is recognised by its addresses
 	addrs, _ := net.InterfaceAddrs()
 	return store.Identity{Last: store.API(claim.Store), Owns: func(l lease.Lease) bool {
-		return claim.Matches(l) || slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		return claim.Matches(l) || lease.IsHost(l.PublicIP) && slices.ContainsFunc(addrs, func(a net.Addr) bool {
 			p, err := netip.ParsePrefix(a.String())
 			return err == nil && p.Addr() == l.PublicIP
 		})

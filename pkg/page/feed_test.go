@@ -227,33 +227,6 @@ func TestEventsOverHTTP(t *testing.T) {
 	})
 }
 
-// TestOtherSitesGetNoEvents: a page of another site can connect, but is refused; that of the daemon
-// is not, whatever its address.
-func TestOtherSitesGetNoEvents(t *testing.T) {
-	f, _, _ := feedOf(0)
-	server := httptest.NewServer(f)
-	defer server.Close()
-	for _, c := range []struct {
-		headers []string
-		code    int
-	}{
-		{nil, 200},
-		{[]string{"Sec-Fetch-Site", "same-origin"}, 200},
-		{[]string{"Sec-Fetch-Site", "none"}, 200},
-		{[]string{"Origin", server.URL}, 200},
-		{[]string{"Sec-Fetch-Site", "cross-site"}, 403},
-		{[]string{"Sec-Fetch-Site", "same-site"}, 403},
-		{[]string{"Origin", "http://attacker.example"}, 403},
-		{[]string{"Origin", "null"}, 403},
-	} {
-		answer, _ := watch(t, server.URL, c.headers...)
-		if answer.StatusCode != c.code {
-			t.Errorf("%q: %d, want %d", c.headers, answer.StatusCode, c.code)
-		}
-		answer.Body.Close()
-	}
-}
-
 // TestClientThatDoesNotReadIsDropped: large events do not wait for it in memory for long.
 func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 	t.Parallel()

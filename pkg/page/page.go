@@ -14,7 +14,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -128,14 +127,4 @@ func hashOf(html, element string) string {
 	text, _, _ := strings.Cut(rest, "</"+element+">")
 	hash := sha256.Sum256([]byte(text))
 	return "'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'"
-}
-
-// sameOrigin reports whether a request is not from a page of another site, whose script could keep
-// others from watching.
-func sameOrigin(r *http.Request) bool {
-	if slices.Contains([]string{"cross-site", "same-site"}, r.Header.Get("Sec-Fetch-Site")) {
-		return false
-	}
-	origin := r.Header.Get("Origin")
-	return origin == "" || origin == "http://"+r.Host || origin == "https://"+r.Host
 }
