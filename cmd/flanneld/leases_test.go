@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,7 +20,9 @@ import (
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lab/wait"
+	"flanneld/pkg/lease"
 	"flanneld/pkg/operator"
+	"flanneld/pkg/subnetenv"
 )
 
 // TestLeasesList: as a table and as JSON.
@@ -28,18 +31,24 @@ func TestLeasesList(t *testing.T) {
 		b.put("config", vxlanConfig, 0)
 		b.put("subnets/10.42.9.0-24", `{"PublicIP":"192.0.2.9"}`, 0)
 		b.put("subnets/10.42.7.0-24", fmt.Sprintf(hostLease, "192.0.2.7"), 2*time.Hour+30*time.Second)
-		b.put("subnets/10.42.6.0-24", fmt.Sprintf(hostLease, "127.0.0.1"), 45*time.Minute)
+		b.put("subnets/10.42.6.0-24", fmt.Sprintf(hostLease, "192.0.2.6"), 45*time.Minute)
+		b.put("subnets/10.42.99.0-24", fmt.Sprintf(hostLease, "127.0.0.1"), 0) // every host has this address
+		own := lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.6"), BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}`}
+		claim := lease.Claim{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.6.0/24")), Held: own}
+		if _, err := subnetenv.WriteClaim(b.subnetFile, claim); err != nil {
+			t.Fatal(err)
+		}
 		b.put("subnets/10.42.8.0-24", "nonsense\x1b", time.Hour)
 		b.put("subnets/notes", "x", 0)
 		out, errs, code := b.types("leases", "list")
-		const want = "subnet\tpublic IP\tbackend\ttime left\thost\n10.42.6.0/24\t127.0.0.1\tvxlan\t44 min 59 s\tthis one\n10.42.7.0/24\t192.0.2.7\tvxlan\t2 h\t-\n10.42.9.0/24\t192.0.2.9\t-\treserved, does not expire\t-\ninvalid entry 10.42.8.0-24: "
+		const want = "subnet\tpublic IP\tbackend\ttime left\thost\n10.42.6.0/24\t192.0.2.6\tvxlan\t44 min 59 s\tthis one\n10.42.7.0/24\t192.0.2.7\tvxlan\t2 h\t-\n10.42.9.0/24\t192.0.2.9\t-\treserved, does not expire\t-\n10.42.99.0/24\t127.0.0.1\tvxlan\treserved, does not expire\t-\ninvalid entry 10.42.8.0-24: "
 		out = regexp.MustCompile(`44 min 5\d s|45 min`).ReplaceAllString(out, "44 min 59 s")
 		if code != 0 || errs != "" || !strings.HasPrefix(out, want) || !strings.Contains(out, "invalid entry notes: key is not of the form") || strings.Contains(out, "\x1b") {
 			t.Errorf("exit code %d, %s%s", code, out, errs)
 		}
 		var d operator.Leases
 		out, _, code = b.types("leases", "list", "-json")
-		if err := json.Unmarshal([]byte(out), &d); err != nil || code != 0 || d.Version != 1 || len(d.Leases) != 3 || !d.Leases[0].Own || len(d.Invalid) != 2 {
+		if err := json.Unmarshal([]byte(out), &d); err != nil || code != 0 || d.Version != 1 || len(d.Leases) != 4 || !d.Leases[0].Own || len(d.Invalid) != 2 {
 			t.Fatalf("exit code %d, %v, %s", code, err, out)
 		}
 		if l := d.Leases[1]; l.Own || l.Reserved || l.Remaining == nil || *l.Remaining < 7100 || *l.Remaining > 7230 || l.Expires == nil || l.Backend != "vxlan" {

@@ -23,6 +23,8 @@ type operatorBed struct {
 	keys   etcdkeys.Store // of the API of the network
 	env    []string
 	stdin  io.Reader
+
+	subnetFile string
 }
 
 // eachOperator runs a test with each API of an etcd of its own.
@@ -37,9 +39,10 @@ func eachOperator(t *testing.T, test func(t *testing.T, b *operatorBed, api stri
 }
 
 func newOperatorBed(t *testing.T, api string, server *etcdtest.Etcd) *operatorBed {
+	file := filepath.Join(t.TempDir(), "subnet.env")
 	return &operatorBed{t, server, server.Store(t, api), []string{
-		"FLANNELD_ETCD_ENDPOINTS=" + server.URL, "FLANNELD_SUBNET_FILE=" + filepath.Join(t.TempDir(), "subnet.env"),
-	}, strings.NewReader("")}
+		"FLANNELD_ETCD_ENDPOINTS=" + server.URL, "FLANNELD_SUBNET_FILE=" + file,
+	}, strings.NewReader(""), file}
 }
 
 // types runs a command, and returns what it prints and its exit code.
